@@ -1,0 +1,129 @@
+"""Orbax checkpoints of one stage: atomic, verified on the way in, and never deleted because they failed to load."""
+
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from cso_jax import telemetry
+
+
+class CheckpointError(RuntimeError):
+    """No checkpoint could be read, or the one asked for does not fit; the message says which and why."""
+
+
+class Checkpoints:
+    """The checkpoints of one stage, `directory/<step>`; the newest `keep` are kept.
+
+    What is stored is a pytree of arrays plus a small JSON dictionary. Writing goes through orbax's temporary folder
+    and rename, so a killed process leaves either the old set or the new one.
+    """
+
+    def __init__(self, directory: str | Path, *, keep: int = 2):
+        self.directory = Path(directory).absolute()
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._keep = keep
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        return ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                max_to_keep=self._keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
+            ),
+        )
+
+    def steps(self) -> list[int]:
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, tree: Any, meta: dict | None = None) -> None:
+        """Write `tree` as `step`; a finished checkpoint of that step is left as it is."""
+        if step in self._manager.all_steps():
+            return
+        self._manager.save(
+            step, args=ocp.args.Composite(tree=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta or {}))
+        )
+        self._manager.wait_until_finished()
+
+    def restore_latest(self, like: Any) -> tuple[int, Any, dict] | None:
+        """The newest readable checkpoint as (step, tree, meta), or None where the stage has none.
+
+        One that cannot be read is moved to `quarantine/` beside its stage and the one before it is tried. Raises
+        CheckpointError when a readable checkpoint holds another architecture than `like`, naming what differs.
+        """
+        for step in reversed(self.steps()):
+            try:
+                found = self._read(step)
+            except Exception as error:  # orbax raises many types for a damaged checkpoint
+                self._quarantine(step, error)
+                continue
+            tree, meta = found
+            return step, _fit(tree, like, self.directory / str(step)), meta
+        return None
+
+    def restore_raw(self) -> tuple[int, Any, dict] | None:
+        """As `restore_latest`, without a structure to compare with: plain nested dictionaries of numpy arrays."""
+        return self.restore_latest(None)
+
+    def _read(self, step: int) -> tuple[Any, dict]:
+        restored = self._manager.restore(
+            step, args=ocp.args.Composite(tree=ocp.args.StandardRestore(), meta=ocp.args.JsonRestore())
+        )
+        tree = jax.tree.map(np.asarray, restored["tree"])
+        return tree, restored["meta"]
+
+    def _quarantine(self, step: int, error: Exception) -> None:
+        self._manager.close()
+        target = self.directory.parent / "quarantine" / f"{self.directory.name}-{step}-{int(time.time() * 1000)}"
+        target.parent.mkdir(exist_ok=True)
+        shutil.move(str(self.directory / str(step)), target)
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        telemetry.warn(
+            f"checkpoint {self.directory / str(step)} cannot be read ({first_line[:160]}); moved to {target}, "
+            "going on from the one before it"
+        )
+        self._manager = self._open()
+
+    def close(self) -> None:
+        self._manager.close()
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {"/".join(_key_name(k) for k in path): leaf for path, leaf in flat}
+
+
+def _key_name(key: Any) -> str:
+    for attribute in ("key", "name", "idx"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    return str(key)
+
+
+def _fit(tree: Any, like: Any, where: Path) -> Any:
+    """`tree` (nested dictionaries and lists) in the structure of `like`. Raises CheckpointError with the differences."""
+    if like is None:
+        return tree
+    found, wanted = _leaves(tree), _leaves(like)
+    problems = [f"missing {name}" for name in sorted(wanted.keys() - found.keys())]
+    problems += [f"unexpected {name}" for name in sorted(found.keys() - wanted.keys())]
+    for name in sorted(wanted.keys() & found.keys()):
+        if np.shape(found[name]) != np.shape(wanted[name]):
+            problems.append(f"{name}: shape {np.shape(found[name])}, expected {np.shape(wanted[name])}")
+    if problems:
+        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+        raise CheckpointError(f"{where} holds another architecture than the config builds: {shown}")
+    flat, structure = jax.tree_util.tree_flatten_with_path(like)
+    names = ["/".join(_key_name(k) for k in path) for path, _ in flat]
+    return jax.tree_util.tree_unflatten(structure, [found[name] for name in names])
+
+
+def has_space(directory: str | Path, needed_bytes: int) -> bool:
+    """Whether the file system of `directory` has `needed_bytes` free."""
+    stats = os.statvfs(directory)
+    return stats.f_bavail * stats.f_frsize >= needed_bytes

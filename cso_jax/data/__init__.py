@@ -1,0 +1,1 @@
+"""Episodes on disk, chunk windows, and batches."""

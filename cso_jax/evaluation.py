@@ -1,0 +1,121 @@
+"""The evaluation protocol: N episodes per task from held-out initial states, one row per episode.
+
+Every stage is evaluated from the same initial states with the same sampling keys, so stages can be compared in pairs.
+The policy is the one that was trained: same temperature, same top-k. Success is latched: any step within the horizon.
+"""
+
+import importlib.metadata
+import json
+
+from cso_jax import config as configs
+from cso_jax import envs, telemetry
+from cso_jax.envs.protocol import require_eval
+from cso_jax.files import append_jsonl, atomic_write_text, read_jsonl
+from cso_jax.rollout.actor import make_act
+from cso_jax.rollout.pool import EpisodeRecord, EpisodeRequest, Interrupted
+from cso_jax.statistics import wilson
+from cso_jax.stages.run import Run, Stopped
+
+_VERSIONED = ("cso_jax", "jax", "mujoco", "metaworld")
+
+
+def run_evaluation(run: Run, stage: str, *, episodes_per_task: int | None = None, rows_file: str = "episodes.jsonl"):
+    """Evaluate the policy that `stage` left, on the episodes that have no row in `rows_file` yet.
+
+    Returns the rows of the stage, and writes `results.json` when they are complete and in the run's own file.
+    """
+    episodes_per_task = episodes_per_task or run.config.evaluation.episodes_per_task
+    rows_path = run.workdir / rows_file
+    done = {(row["task"], row["init"]) for row in read_jsonl(rows_path) if row["stage"] == stage}
+    requests = [
+        EpisodeRequest(require_eval(init), run.episode_key("evaluation", task, number))
+        for number in range(episodes_per_task)
+        for task in run.tasks
+        if (task, (init := run.eval_init(task, number)).name) not in done
+    ]
+    if requests:
+        act = make_act(
+            run.networks,
+            run.variables(stage),
+            run.tasks,
+            temperature=run.config.sampling.temperature,
+            top_k=run.config.sampling.top_k,
+            execution_horizon=run.config.execution_horizon,
+            clock=run.clock,
+        )
+        common = {"horizon": run.config.env.horizon, "renderer": envs.renderer(run.settings), "versions": versions()}
+        total = episodes_per_task * len(run.tasks)
+        wins = 0
+        with telemetry.progress(total, f"evaluate {stage}", unit="episode", initial=total - len(requests)) as bar:
+            for first in range(0, len(requests), run.config.evaluation.wave):
+                records = rollout(run, requests[first : first + run.config.evaluation.wave], act, bar=bar)
+                append_jsonl(rows_path, [_row(run, stage, record) | common for record in records])
+                wins += sum(record.success for record in records)
+                bar.set_postfix({"success": wins / (first + len(records))})
+    wanted = {run.eval_init(task, number).name for number in range(episodes_per_task) for task in run.tasks}
+    rows = [row for row in read_jsonl(rows_path) if row["stage"] == stage and row["init"] in wanted]
+    if rows_file == "episodes.jsonl":
+        _write_results(run)
+    successes = sum(row["success"] for row in rows)
+    low, high = wilson(successes, len(rows))
+    telemetry.log(
+        f"{stage}: success {successes / max(len(rows), 1):.3f} (95 % {low:.3f} to {high:.3f}, n = {len(rows)} episodes, "
+        f"{len(run.tasks)} tasks, seed {run.config.seed})"
+    )
+    return rows
+
+
+def rollout(run: Run, requests, act, *, keep_observations: bool = False, bar=None) -> list[EpisodeRecord]:
+    """Run a wave of episodes, book its time by phase. Raises Stopped when the run is asked to stop meanwhile."""
+    before = run.pool.stats.as_dict()
+    with run.clock.phase("wait"):
+        try:
+            return run.pool.run(
+                requests,
+                act,
+                keep_observations=keep_observations,
+                on_episode=(lambda *_: bar.update()) if bar is not None else None,
+                stop=run.stop.is_set,
+            )
+        except Interrupted:
+            raise Stopped("rollouts") from None
+        finally:
+            after = run.pool.stats.as_dict()
+            busy = {name: after[name] - before[name] for name in ("physics_s", "render_s", "wait_s")}
+            simulated = busy["physics_s"] + busy["render_s"]
+            if simulated > 0:
+                # The wall-clock time spent waiting for simulators, split as the simulators spent it.
+                run.clock.add("physics", busy["wait_s"] * busy["physics_s"] / simulated)
+                run.clock.add("rendering", busy["wait_s"] * busy["render_s"] / simulated)
+
+
+def _row(run: Run, stage: str, record: EpisodeRecord) -> dict:
+    init = record.request.init
+    return {
+        "stage": stage,
+        "task": init.task,
+        "init": init.name,
+        "seed": run.config.seed,
+        "success": bool(record.success),
+        "steps": record.steps,
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a rollout; packages that are not installed are left out."""
+    found = {}
+    for name in _VERSIONED:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _write_results(run: Run) -> None:
+    results: dict = {"config_hash": configs.fingerprint(run.config)}
+    for row in read_jsonl(run.workdir / "episodes.jsonl"):
+        cell = results.setdefault(row["stage"], {}).setdefault(row["task"], {"successes": 0, "episodes": 0})
+        cell["successes"] += bool(row["success"])
+        cell["episodes"] += 1
+    atomic_write_text(run.workdir / "results.json", json.dumps(results, indent=2))

@@ -1,0 +1,127 @@
+"""Cascaded Skills Optimization, end to end:
+
+    python -m cso_jax.main --config=configs/quickstart.py [--workdir=DIR] [--config.key=value ...]
+
+demonstrations -> codebook -> imitation -> R-SFT -> freeze the encoder -> SPO, with an evaluation after each policy and
+a report at the end. Start the same command again after an interruption and it goes on where it was.
+"""
+
+import errno
+import os
+import sys
+from pathlib import Path
+
+from cso_jax import config as configs
+from cso_jax import telemetry
+
+USAGE = "python -m cso_jax.main --config=configs/quickstart.py [--workdir=DIR] [--config.key=value ...]"
+EXIT_ERROR, EXIT_STOPPED = 1, 143
+
+
+def cascade(config, workdir: Path, stop=None) -> Path:
+    """Run every stage of `config` that `workdir` does not hold yet; returns the report's path."""
+    # JAX and the simulators are loaded only once the arguments are known to be good.
+    from cso_jax import report
+    from cso_jax.evaluation import run_evaluation
+    from cso_jax.report import videos
+    from cso_jax.stages import codebook, demos, imitation, rsft, spo
+    from cso_jax.stages.run import open_run
+
+    run = open_run(config, workdir, stop)
+    run.clock.watch_compilation(log_above=5.0)
+    timing = workdir / "timing.json"
+
+    def stage(name, function, *arguments):
+        try:
+            function(run, *arguments)
+        finally:
+            run.clock.save(timing, name)
+
+    try:
+        # 1. The QueST base policy: demonstrations, skill codebook (Eq. 1), skill prior (Eq. 2).
+        stage("demos", demos.run_stage)
+        stage("codebook", codebook.run_stage)
+        stage("imitation", imitation.run_stage)
+        stage("evaluate imitation", run_evaluation, "imitation")
+        latest = "imitation"
+
+        # 2. R-SFT: fine-tune on the policy's own successes (Eq. 6), then freeze the encoder.
+        if config.rsft.enabled:
+            stage("rsft", rsft.run_stage)
+            stage("evaluate rsft", run_evaluation, "rsft")
+            latest = "rsft"
+
+        # 3. SPO: groups from one initial state, a clipped ratio per skill (Eq. 7-9).
+        if config.spo.enabled:
+            stage("spo", spo.run_stage, latest)
+            stage("evaluate spo", run_evaluation, "spo")
+            latest = "spo"
+
+        # 4. What came of it.
+        stage("report", videos.run_stage, latest)
+        page = report.build(workdir)
+        telemetry.show(report.text_tables(workdir))
+        telemetry.log(f"report: {page}")
+        return page
+    finally:
+        run.close()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status: 0, 1 after an error, 143 after SIGTERM or SIGINT."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        options, overrides = configs.split_arguments(arguments)
+        if "help" in options:
+            telemetry.show(USAGE)
+            return 0
+        unknown = sorted(options.keys() - {"config", "workdir"})
+        if unknown or "config" not in options:
+            problem = f"unknown option --{unknown[0]}" if unknown else "--config is missing"
+            raise configs.ConfigError(f"{problem}; usage: {USAGE}")
+        config = configs.load(options["config"], overrides)
+    except configs.ConfigError as error:
+        return _fail(error)
+    scale = "" if config.scale == "full" else f"_{config.scale}"
+    workdir = Path(options.get("workdir") or f"runs/{config.name}{scale}_seed{config.seed}")
+    return _supervised(config, workdir)
+
+
+def _supervised(config, workdir: Path) -> int:
+    import threading
+
+    from cso_jax.checkpoints import CheckpointError
+    from cso_jax.data.store import StoreError
+    from cso_jax.envs import gl
+    from cso_jax.rollout.pool import RolloutError
+    from cso_jax.stages.run import RunError, Stopped, locked, stop_on_signals
+
+    expected = (configs.ConfigError, RunError, RolloutError, StoreError, CheckpointError, gl.GLError)
+    stop = threading.Event()
+    try:
+        with locked(workdir), stop_on_signals(stop):
+            telemetry.log(f"workdir {workdir}")
+            if config.env.name != "fake":
+                gl.configure_gl(config.env.obs)
+            cascade(config, workdir, stop)
+    except expected as error:
+        return _fail(error)
+    except Stopped as where:
+        telemetry.log(f"stopped in {where}; everything finished is saved, run the same command to go on")
+        return EXIT_STOPPED
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        return _fail(RunError(f"cannot write to {workdir}: {os.strerror(error.errno)}; free some space or choose "
+                              "another --workdir, then run the same command: nothing that was saved is lost"))  # fmt: skip
+    return 0
+
+
+def _fail(error: Exception) -> int:
+    for line in str(error).splitlines():
+        telemetry.show(f"error: {line}" if not line.startswith(" ") else line)
+    return EXIT_ERROR
+
+
+if __name__ == "__main__":
+    sys.exit(main())

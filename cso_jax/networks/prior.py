@@ -1,0 +1,193 @@
+"""The skill prior: an autoregressive transformer over the K skill tokens of a decision (paper section E.1, Eq. 2).
+
+The behaviour policy is the policy in the ratio: temperature and top-k change what is sampled, so they belong to the
+distribution whose log-probabilities are stored at rollout and recomputed at the update. `log_prob_of` and
+`entropy_of` are the only definition of it, called by the sampler and by the learner.
+
+Letters: B batch, C context tokens, K skill tokens, V vocabulary, D width, k top-k.
+"""
+
+from typing import NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from cso_jax.networks.transformer import (
+    Dropout,
+    EncoderLayer,
+    KeyValueCache,
+    Linear,
+    empty_cache,
+    layer_norm,
+    positional_encoding,
+)
+
+
+class Sample(NamedTuple):
+    """What `SkillPrior.sample` drew, with the distribution it was drawn from."""
+
+    tokens: jax.Array  # [B, K] int32
+    log_prob: jax.Array  # [B, K] float32
+    support: jax.Array | None  # [B, K, k] int32, the top-k sets in falling order of logit; None without top-k
+    entropy: jax.Array  # [B, K] float32, of the distributions sampled from
+
+
+def log_prob_of(
+    logits: jax.Array, tokens: jax.Array, *, temperature: float | jax.Array = 1.0, support: jax.Array | None = None
+) -> jax.Array:
+    """Log-probability `[..., K]` of `tokens [..., K]` under softmax(`logits [..., K, V]` / temperature).
+
+    With `support [..., K, k]` the distribution is restricted to those tokens; a token outside has log-probability
+    -inf. A temperature of 0 (a Python number, not a traced one) is the greedy policy: 0 for the argmax, else -inf.
+    """
+    _check_shapes(logits, tokens, support)
+    tokens = tokens.astype(jnp.int32)
+    if _is_greedy(temperature):
+        return jnp.where(tokens == jnp.argmax(logits, axis=-1), 0.0, -jnp.inf).astype(jnp.float32)
+    log_probs = _log_softmax(logits, temperature, support)
+    if support is None:
+        return jnp.take_along_axis(log_probs, tokens[..., None], axis=-1)[..., 0]
+    chosen = support == tokens[..., None]
+    log_prob = jnp.sum(jnp.where(chosen, log_probs, 0.0), axis=-1)
+    return jnp.where(jnp.any(chosen, axis=-1), log_prob, -jnp.inf)
+
+
+def entropy_of(
+    logits: jax.Array, *, temperature: float | jax.Array = 1.0, support: jax.Array | None = None
+) -> jax.Array:
+    """Entropy in nats `[..., K]` of the distributions that `log_prob_of` describes."""
+    _check_shapes(logits, None, support)
+    if _is_greedy(temperature):
+        return jnp.zeros(logits.shape[:-1], jnp.float32)
+    log_probs = _log_softmax(logits, temperature, support)
+    return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
+
+
+def draw(
+    logits: jax.Array, keys: chex.PRNGKey, *, temperature: float | jax.Array, top_k: int
+) -> tuple[jax.Array, jax.Array | None]:
+    """Draws one token per row: (tokens `[B]` int32, support `[B, k]` int32 or None) from `logits [B, V]`.
+
+    One key per row, so that a row's draw does not depend on the other rows of the batch.
+    """
+    chex.assert_rank(logits, 2)
+    support = jax.lax.top_k(logits, top_k)[1].astype(jnp.int32) if top_k else None
+    if _is_greedy(temperature):
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32), support
+    choice = jax.vmap(jax.random.categorical)(keys, _log_softmax(logits, temperature, support)).astype(jnp.int32)
+    if support is None:
+        return choice, None
+    return jnp.take_along_axis(support, choice[:, None], axis=-1)[:, 0], support
+
+
+class SkillPrior(nn.Module):
+    """Causal pre-norm transformer over `[context, start, i0 .. i(K-2)]` that predicts `i0 .. i(K-1)`.
+
+    Positions count from 0 at the start token; the context tokens have none. Dropout once over the whole input, then
+    inside the layers.
+    """
+
+    vocabulary: int = 1000
+    tokens: int = 8
+    width: int = 384
+    layers: int = 6
+    heads: int = 6
+    dropout: float = 0.1
+
+    def setup(self):
+        # torch's default for embeddings, N(0, 1); the extra last row is the start token.
+        self.tok_emb = self.param("tok_emb", nn.initializers.normal(1.0), (self.vocabulary + 1, self.width))
+        self.blocks = [EncoderLayer(self.width, self.heads, self.dropout) for _ in range(self.layers)]
+        self.lnf = layer_norm()
+        self.head = Linear(self.vocabulary)
+        self.input_dropout = Dropout(self.dropout)
+
+    def __call__(self, context: jax.Array, tokens: jax.Array, *, deterministic: bool = True) -> jax.Array:
+        """Teacher forcing: `context [B, C, D]` and the skill `tokens [B, K]` to logits `[B, K, V]` for those tokens.
+
+        The last token only serves as a target. Needs a "dropout" rng when not deterministic.
+        """
+        self._check_context(context)
+        chex.assert_shape(tokens, (context.shape[0], self.tokens))
+        start = jnp.full((tokens.shape[0], 1), self.vocabulary, tokens.dtype)
+        embedded = self.tok_emb[jnp.concatenate([start, tokens[:, :-1]], axis=1)]
+        embedded = embedded + positional_encoding(self.tokens, self.width)
+        x = jnp.concatenate([context, embedded], axis=1)
+        x = self.input_dropout(x, deterministic=deterministic)
+        for block in self.blocks:
+            x = block(x, causal=True, deterministic=deterministic)
+        return self.head(self.lnf(x[:, context.shape[1] :]))
+
+    def sample(
+        self, context: jax.Array, keys: chex.PRNGKey, *, temperature: float | jax.Array = 1.0, top_k: int = 0
+    ) -> Sample:
+        """Draws skills for `context [B, C, D]` with one PRNG key per row (typed `[B]` or raw uint32 `[B, 2]`).
+
+        Keys and values of earlier tokens are cached. `top_k` = 0 samples from the whole vocabulary; a temperature
+        of 0 is greedy. Token t of a row uses `fold_in(key, t)`.
+        """
+        self._check_context(context)
+        batch = context.shape[0]
+        chex.assert_axis_dimension(keys, 0, batch)
+        if not 0 <= top_k <= self.vocabulary:
+            raise ValueError(f"top_k must lie in 0..{self.vocabulary}, got {top_k}")
+        model, variables = self.unbind()  # lax.scan must not run bound flax methods
+        positions = positional_encoding(self.tokens, self.width)
+
+        def step(carry, t):
+            previous, caches = carry
+            logits, caches = model.apply(
+                variables, previous, positions[t], caches, context.shape[1] + t, method="_next_logits"
+            )
+            step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, t)
+            token, support = draw(logits, step_keys, temperature=temperature, top_k=top_k)
+            log_prob = log_prob_of(logits, token, temperature=temperature, support=support)
+            entropy = entropy_of(logits, temperature=temperature, support=support)
+            return (token, caches), (token, log_prob, support, entropy)
+
+        start = jnp.full((batch,), self.vocabulary, jnp.int32)
+        carry = (start, self._prefill(context))
+        _, (tokens, log_prob, support, entropy) = jax.lax.scan(step, carry, jnp.arange(self.tokens))
+        support = None if support is None else jnp.moveaxis(support, 0, 1)
+        return Sample(tokens.T, log_prob.T, support, entropy.T)
+
+    def _prefill(self, context: jax.Array) -> list[KeyValueCache]:
+        """The caches of all layers after the context tokens."""
+        batch, length, _ = context.shape
+        caches, x = [], context
+        for block in self.blocks:
+            x, cache = block.extend(x, empty_cache(batch, length + self.tokens, self.width, self.heads), 0)
+            caches.append(cache)
+        return caches
+
+    def _next_logits(self, previous, position, caches, slot) -> tuple[jax.Array, list[KeyValueCache]]:
+        """Logits `[B, V]` of the token after `previous [B]`, whose place in the whole sequence is `slot`."""
+        x = (self.tok_emb[previous] + position)[:, None, :]
+        updated = []
+        for block, cache in zip(self.blocks, caches, strict=True):
+            x, cache = block.extend(x, cache, slot)
+            updated.append(cache)
+        return self.head(self.lnf(x[:, 0])), updated
+
+    def _check_context(self, context: jax.Array) -> None:
+        chex.assert_shape(context, (None, None, self.width))
+
+
+def _is_greedy(temperature: float | jax.Array) -> bool:
+    return isinstance(temperature, (int, float)) and temperature == 0
+
+
+def _log_softmax(logits: jax.Array, temperature: float | jax.Array, support: jax.Array | None) -> jax.Array:
+    logits = logits.astype(jnp.float32)
+    if support is not None:
+        logits = jnp.take_along_axis(logits, support, axis=-1)
+    return jax.nn.log_softmax(logits / temperature, axis=-1)
+
+
+def _check_shapes(logits: jax.Array, tokens: jax.Array | None, support: jax.Array | None) -> None:
+    if tokens is not None:
+        chex.assert_shape(tokens, logits.shape[:-1])
+    if support is not None:
+        chex.assert_shape(support, (*logits.shape[:-1], None))

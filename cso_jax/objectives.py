@@ -1,0 +1,198 @@
+"""The losses of the paper as pure functions: imitation (Eq. 2 and 6), reconstruction (Eq. 1), the clipped surrogate (Eq. 9).
+
+Letters: S packed skills, K tokens per skill, G groups, N episodes per group. Log-probabilities are natural logs, float32.
+"""
+
+from typing import Literal
+
+import chex
+import jax
+import jax.numpy as jnp
+
+Unit = Literal["token", "skill", "trajectory"]
+Average = Literal["episode_sum", "episode_mean", "unit_mean"]
+Baseline = Literal["mean", "leave_one_out"]
+
+UNITS = ("token", "skill", "trajectory")
+AVERAGES = ("episode_sum", "episode_mean", "unit_mean")
+BASELINES = ("mean", "leave_one_out")
+
+# exp(20) is far outside every clip range, and finite: an infinite ratio would turn the gradient of the branch that
+# `minimum` did not choose into 0 * inf = NaN.
+_MAX_LOG_RATIO = 20.0
+
+
+def reconstruction_l1(reconstruction: chex.Array, actions: chex.Array) -> chex.Array:
+    """Mean absolute error of decoded chunks `[B, T, A]` (Eq. 1). Scalar float32."""
+    chex.assert_equal_shape([reconstruction, actions])
+    chex.assert_rank(actions, 3)
+    return jnp.mean(jnp.abs(reconstruction.astype(jnp.float32) - actions.astype(jnp.float32)))
+
+
+def imitation_nll(log_prob: chex.Array, mask: chex.Array | None = None) -> chex.Array:
+    """Negative log-likelihood per token of the demonstrated skills (Eq. 2 and 6, divided by the constant K).
+
+    Args:
+      log_prob: `[B, K]` log-probabilities of the target tokens.
+      mask: `[B]`, 0 for rows that are padding; None when there is none.
+    """
+    chex.assert_rank(log_prob, 2)
+    nll = -jnp.mean(log_prob.astype(jnp.float32), axis=-1)
+    if mask is None:
+        return jnp.mean(nll)
+    chex.assert_shape(mask, (log_prob.shape[0],))
+    return jnp.sum(nll * mask) / jnp.maximum(jnp.sum(mask), 1.0)
+
+
+def group_advantage(
+    rewards: chex.Array, *, baseline: Baseline = "mean", normalise_std: bool = False, epsilon: float = 1e-6
+) -> chex.Array:
+    """Advantage of each episode relative to its group.
+
+    Args:
+      rewards: `[G, N]` episode rewards, one row per group.
+      baseline: "mean" subtracts the group mean (Eq. 8); "leave_one_out" the mean of the other N-1 (as RIPT/RLOO),
+        which equals N/(N-1) times the former.
+      normalise_std: also divide by the group's sample standard deviation (ddof 1) plus `epsilon`, as GRPO does.
+
+    Returns: `[G, N]` float32.
+    """
+    chex.assert_rank(rewards, 2)
+    rewards = jnp.asarray(rewards, jnp.float32)
+    n = rewards.shape[1]
+    if n < 2:
+        raise ValueError(f"a group needs at least 2 episodes for a relative advantage, got {n}")
+    advantage = rewards - jnp.mean(rewards, axis=1, keepdims=True)
+    if baseline == "leave_one_out":
+        advantage = advantage * (n / (n - 1))
+    elif baseline != "mean":
+        raise ValueError(f"baseline must be one of {BASELINES}, got {baseline!r}")
+    if normalise_std:
+        advantage = advantage / (jnp.std(rewards, axis=1, ddof=1, keepdims=True) + epsilon)
+    return advantage
+
+
+def clipped_surrogate(
+    log_prob: chex.Array,
+    behaviour_log_prob: chex.Array,
+    advantage: chex.Array,
+    episode_id: chex.Array,
+    mask: chex.Array,
+    *,
+    unit: Unit,
+    clip_low: float,
+    clip_high: float,
+    average: Average = "episode_sum",
+    length_normalise: bool = False,
+    num_episodes: int,
+) -> tuple[chex.Array, dict[str, chex.Array]]:
+    """The clipped policy-gradient surrogate over packed skills, at any granularity of the importance ratio.
+
+    `unit="skill"` with `average="episode_sum"` is SPO (Eq. 9); "token" is GRPO's ratio; "trajectory" is GSPO's, as this
+    paper writes it (Eq. 5) or, with `length_normalise`, as its own paper defines it (geometric mean over the tokens).
+    `length_normalise` divides a skill's log-ratio by K likewise, and does nothing for tokens.
+
+    Args:
+      log_prob: `[S, K]` log-probabilities of the stored tokens under the policy being trained.
+      behaviour_log_prob: `[S, K]` the same under the policy that acted.
+      advantage: `[S]` the advantage of the skill's episode (Eq. 8).
+      episode_id: `[S]` int, in [0, num_episodes); which episode a skill belongs to.
+      mask: `[S]` 1 for real skills, 0 for padding.
+      unit: over what one ratio is taken: "token", "skill" or "trajectory".
+      clip_low, clip_high: the clip range of the ratio itself, e.g. 0.93 and 1.15.
+      average: "episode_sum": sum over an episode's units, mean over episodes (Eq. 9); "episode_mean": mean over an
+        episode's units, mean over episodes; "unit_mean": mean over all units.
+      length_normalise: see above.
+      num_episodes: static upper bound of `episode_id`; episodes without a real skill do not count in any mean.
+
+    Returns:
+      Loss to minimise (scalar) and metrics (scalars): `clip_fraction`, the share of units with a ratio outside the
+      range; `cut_fraction`, the share whose gradient the clipping really removes; `approx_kl` per token;
+      `mean_abs_log_ratio`, `ratio_p05`, `ratio_p50`, `ratio_p95` over units; `mean_ratio`; `units`, their number.
+    """
+    chex.assert_rank(log_prob, 2)
+    chex.assert_equal_shape([log_prob, behaviour_log_prob])
+    chex.assert_shape([advantage, episode_id, mask], (log_prob.shape[0],))
+    if unit not in UNITS:
+        raise ValueError(f"unit must be one of {UNITS}, got {unit!r}")
+    if average not in AVERAGES:
+        raise ValueError(f"average must be one of {AVERAGES}, got {average!r}")
+    if not 0.0 <= clip_low <= 1.0 <= clip_high:
+        raise ValueError(f"the clip range is of the ratio itself and must contain 1, got [{clip_low}, {clip_high}]")
+
+    mask = mask.astype(jnp.float32)
+    advantage = advantage.astype(jnp.float32)
+    tokens_per_skill = log_prob.shape[1]
+    token_log_ratio = (log_prob.astype(jnp.float32) - behaviour_log_prob.astype(jnp.float32)) * mask[:, None]
+
+    def per_episode(values):
+        return jax.ops.segment_sum(values, episode_id, num_segments=num_episodes)
+
+    skills_in_episode = per_episode(mask)
+    if unit == "token":
+        log_ratio = token_log_ratio
+        unit_mask = jnp.broadcast_to(mask[:, None], log_ratio.shape)
+        unit_advantage = jnp.broadcast_to(advantage[:, None], log_ratio.shape)
+    elif unit == "skill":
+        log_ratio = jnp.sum(token_log_ratio, axis=-1)
+        if length_normalise:
+            log_ratio = log_ratio / tokens_per_skill
+        unit_mask, unit_advantage = mask, advantage
+    else:
+        log_ratio = per_episode(jnp.sum(token_log_ratio, axis=-1))
+        if length_normalise:
+            log_ratio = log_ratio / jnp.maximum(skills_in_episode * tokens_per_skill, 1.0)
+        unit_mask = (skills_in_episode > 0).astype(jnp.float32)
+        unit_advantage = per_episode(advantage * mask) / jnp.maximum(skills_in_episode, 1.0)
+
+    ratio = jnp.exp(jnp.clip(log_ratio, -_MAX_LOG_RATIO, _MAX_LOG_RATIO))
+    clipped_ratio = jnp.clip(ratio, clip_low, clip_high)
+    surrogate = jnp.minimum(ratio * unit_advantage, clipped_ratio * unit_advantage) * unit_mask
+
+    units = jnp.maximum(jnp.sum(unit_mask), 1.0)
+    episodes = jnp.maximum(jnp.sum(skills_in_episode > 0), 1.0)
+    if average == "unit_mean":
+        objective = jnp.sum(surrogate) / units
+    elif average == "episode_sum" or unit == "trajectory":
+        objective = jnp.sum(surrogate) / episodes
+    else:
+        units_in_skill = tokens_per_skill if unit == "token" else 1
+        per_skill = jnp.sum(surrogate, axis=-1) if unit == "token" else surrogate
+        episode_mean = per_episode(per_skill) / jnp.maximum(skills_in_episode * units_in_skill, 1.0)
+        objective = jnp.sum(episode_mean) / episodes
+
+    return -objective, _ratio_metrics(
+        jax.lax.stop_gradient(log_ratio),
+        jax.lax.stop_gradient(token_log_ratio),
+        unit_advantage,
+        unit_mask,
+        mask,
+        clip_low=clip_low,
+        clip_high=clip_high,
+    )
+
+
+def _ratio_metrics(log_ratio, token_log_ratio, advantage, unit_mask, skill_mask, *, clip_low, clip_high):
+    ratio = jnp.exp(jnp.clip(log_ratio, -_MAX_LOG_RATIO, _MAX_LOG_RATIO))
+    units = jnp.maximum(jnp.sum(unit_mask), 1.0)
+
+    def share(condition):
+        return jnp.sum(condition * unit_mask) / units
+
+    above, below = ratio > clip_high, ratio < clip_low
+    token_ratio = jnp.exp(jnp.clip(token_log_ratio, -_MAX_LOG_RATIO, _MAX_LOG_RATIO))
+    # The "k3" estimator of KL(behaviour || policy): non-negative for every sample.
+    kl = jnp.sum((token_ratio - 1.0 - token_log_ratio) * skill_mask[:, None])
+    tokens = jnp.maximum(jnp.sum(skill_mask) * token_log_ratio.shape[1], 1.0)
+    quantiles = jnp.nanquantile(jnp.where(unit_mask > 0, ratio, jnp.nan), jnp.array([0.05, 0.5, 0.95]))
+    return {
+        "clip_fraction": share(above | below),
+        "cut_fraction": share((above & (advantage > 0)) | (below & (advantage < 0))),
+        "approx_kl": kl / tokens,
+        "mean_abs_log_ratio": share(jnp.abs(log_ratio)),
+        "mean_ratio": share(ratio),
+        "ratio_p05": quantiles[0],
+        "ratio_p50": quantiles[1],
+        "ratio_p95": quantiles[2],
+        "units": jnp.sum(unit_mask),
+    }

@@ -1,0 +1,208 @@
+"""The policy as pure functions: encode observations, sample skills, decode chunks, score skills.
+
+This is the one door between the functional core and the host shell. A policy is its `Networks` (what to compute) and
+its variables (a plain dictionary of arrays):
+
+    {"autoencoder": params, "encoder": params, "prior": params,
+     "batch_stats": running statistics of the encoder, "normaliser": {key: {"mean": [P], "std": [P]}}}
+
+Letters: B rows, C context tokens, D width, K tokens per skill, T actions per chunk, E executed actions, A action size.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from cso_jax import fsq
+from cso_jax.envs.protocol import EnvSpec
+from cso_jax.networks.autoencoder import ActionAutoencoder
+from cso_jax.networks.observation import ObservationEncoder
+from cso_jax.networks.prior import Sample, SkillPrior, entropy_of, log_prob_of
+
+Variables = dict[str, Any]
+
+
+class Networks(NamedTuple):
+    """The three networks of a QueST policy; flax modules without parameters."""
+
+    autoencoder: ActionAutoencoder
+    encoder: ObservationEncoder
+    prior: SkillPrior
+
+
+def build(config: ConfigDict, spec: EnvSpec, num_tasks: int) -> Networks:
+    """The networks of a config for an environment with `num_tasks` tasks."""
+    autoencoder = ActionAutoencoder(
+        action_dim=spec.action_dim,
+        chunk_length=config.autoencoder.chunk_length,
+        width=config.autoencoder.width,
+        encoder_layers=config.autoencoder.encoder_layers,
+        decoder_layers=config.autoencoder.decoder_layers,
+        heads=config.autoencoder.heads,
+        levels=tuple(config.autoencoder.levels),
+        kernels=tuple(config.autoencoder.kernels),
+        strides=tuple(config.autoencoder.strides),
+        dropout=config.autoencoder.dropout,
+    )
+    encoder = ObservationEncoder(
+        width=config.prior.width,
+        lowdim=tuple(sorted(spec.lowdim.items())),
+        images=tuple(sorted((key, tuple(shape)) for key, shape in spec.images.items())),
+        task_dim=num_tasks,
+        task_kind="id",
+        image_width=config.encoder.image_width,
+        lowdim_width=config.encoder.lowdim_width,
+        lowdim_hidden=tuple(config.encoder.lowdim_hidden),
+        norm=config.encoder.norm,
+        task_in_lowdim=config.encoder.task_in_lowdim,
+    )
+    prior = SkillPrior(
+        vocabulary=fsq.codebook_size(tuple(config.autoencoder.levels)),
+        tokens=config.autoencoder.chunk_length // math.prod(config.autoencoder.strides),
+        width=config.prior.width,
+        layers=config.prior.layers,
+        heads=config.prior.heads,
+        dropout=config.prior.dropout,
+    )
+    return Networks(autoencoder, encoder, prior)
+
+
+def init(networks: Networks, key: jax.Array, spec: EnvSpec) -> Variables:
+    """Fresh variables; the normaliser is the identity until the demonstrations set it."""
+    keys = jax.random.split(key, 3)
+    autoencoder = networks.autoencoder
+    actions = jnp.zeros((2, autoencoder.chunk_length, autoencoder.action_dim), jnp.float32)
+    observation = {name: jnp.zeros((2, size), jnp.float32) for name, size in spec.lowdim.items()}
+    observation |= {name: jnp.zeros((2, *shape), jnp.uint8) for name, shape in spec.images.items()}
+    observation["task"] = jnp.zeros((2,), jnp.int32)
+
+    @jax.jit
+    def create(keys):
+        encoder = networks.encoder.init(keys[1], observation, train=False)
+        context = networks.encoder.apply(encoder, observation, train=False)
+        tokens = jnp.zeros((2, networks.prior.tokens), jnp.int32)
+        return {
+            "autoencoder": autoencoder.init(keys[0], actions, deterministic=True)["params"],
+            "encoder": encoder["params"],
+            "prior": networks.prior.init(keys[2], context, tokens)["params"],
+            "batch_stats": encoder.get("batch_stats", {}),
+        }
+
+    variables = create(keys)
+    variables["normaliser"] = {
+        name: {"mean": jnp.zeros((size,), jnp.float32), "std": jnp.ones((size,), jnp.float32)}
+        for name, size in spec.lowdim.items()
+    }
+    return variables
+
+
+def fit_normaliser(lowdim: dict[str, np.ndarray], *, floor: float = 1e-2) -> dict[str, dict[str, np.ndarray]]:
+    """Mean and standard deviation per entry of `{key: [N, P]}`.
+
+    `floor` bounds the standard deviation from below: entries that (almost) never move would otherwise turn noise far
+    below a millimetre into large inputs.
+    """
+    return {
+        key: {
+            "mean": values.mean(axis=0, dtype=np.float64).astype(np.float32),
+            "std": np.maximum(values.std(axis=0, dtype=np.float64), floor).astype(np.float32),
+        }
+        for key, values in lowdim.items()
+    }
+
+
+def normalise(variables: Variables, observation: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Low-dimensional entries normalised; images and task as they are."""
+    stats = variables["normaliser"]
+    return {
+        key: (value - stats[key]["mean"]) / stats[key]["std"] if key in stats else value
+        for key, value in observation.items()
+    }
+
+
+def encode(networks: Networks, variables: Variables, observation: dict[str, jax.Array]) -> jax.Array:
+    """Context `[B, C, D]` of observations (rows stacked), with running statistics where the encoder has them."""
+    return networks.encoder.apply(
+        {"params": variables["encoder"], "batch_stats": variables["batch_stats"]},
+        normalise(variables, observation),
+        train=False,
+    )
+
+
+def sample(
+    networks: Networks, variables: Variables, context: jax.Array, keys: jax.Array, *, temperature: float, top_k: int
+) -> Sample:
+    """One skill per row, and the log-probabilities of the distribution that it was drawn from."""
+    return networks.prior.apply(
+        {"params": variables["prior"]}, context, keys, temperature=temperature, top_k=top_k, method="sample"
+    )
+
+
+def decode(networks: Networks, variables: Variables, skills: jax.Array) -> jax.Array:
+    """Chunks `[B, T, A]` of skills `[B, K]`."""
+    return networks.autoencoder.apply({"params": variables["autoencoder"]}, skills, method="decode")
+
+
+def tokenise(networks: Networks, variables: Variables, chunks: jax.Array) -> jax.Array:
+    """Skills `[B, K]` of chunks `[B, T, A]`, without dropout."""
+    return networks.autoencoder.apply({"params": variables["autoencoder"]}, chunks, method="encode")
+
+
+def score(
+    networks: Networks,
+    variables: Variables,
+    context: jax.Array,
+    skills: jax.Array,
+    *,
+    temperature: float,
+    support: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Log-probabilities and entropies `[B, K]` of given skills under the sampling policy.
+
+    `support` `[B, K, top_k]` is the recorded top-k set; the distribution is renormalised over it, as when sampling.
+    """
+    chex.assert_rank([context, skills], [3, 2])
+    logits = networks.prior.apply({"params": variables["prior"]}, context, skills, deterministic=True)
+    return (
+        log_prob_of(logits, skills, temperature=temperature, support=support),
+        entropy_of(logits, temperature=temperature, support=support),
+    )
+
+
+class Decision(NamedTuple):
+    """What one policy call gives, rows stacked: executed actions `[B, E, A]` and what learning needs of the draw."""
+
+    actions: jax.Array
+    skill: jax.Array
+    log_prob: jax.Array
+    support: jax.Array | None
+    context: jax.Array
+
+
+def decide(
+    networks: Networks,
+    variables: Variables,
+    observation: dict[str, jax.Array],
+    episode_keys: jax.Array,
+    decision_index: jax.Array,
+    *,
+    temperature: float,
+    top_k: int,
+    execution_horizon: int,
+) -> Decision:
+    """Observe, sample and decode for a batch of episodes.
+
+    Args:
+      episode_keys: uint32 `[B, 2]`, one raw PRNG key per episode; with `decision_index` `[B]` it fixes the draw, so a
+        row's result depends on its own episode only, not on which episodes share the batch.
+    """
+    keys = jax.vmap(jax.random.fold_in)(episode_keys, decision_index)
+    context = encode(networks, variables, observation)
+    drawn = sample(networks, variables, context, keys, temperature=temperature, top_k=top_k)
+    chunk = decode(networks, variables, drawn.tokens)
+    return Decision(chunk[:, :execution_horizon], drawn.tokens, drawn.log_prob, drawn.support, context)

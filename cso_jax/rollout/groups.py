@@ -1,0 +1,220 @@
+"""Which episodes to run: the two sampling rules of Algorithm 1, over any `run_wave(requests) -> records`.
+
+A wave is one list of requests that run together. Both rules finish every wave they begin, so an episode's length has
+no say in whether it is used, and both draw initial states by counting, so a resumed run draws what it would have.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Generic, Protocol, TypeVar
+
+from cso_jax.envs.protocol import TrainInit, require_train
+
+
+class HasSuccess(Protocol):
+    """What these rules need to know of an episode record."""
+
+    @property
+    def success(self) -> bool: ...
+
+
+Request = TypeVar("Request")
+Record = TypeVar("Record", bound=HasSuccess)
+
+MakeRequest = Callable[[TrainInit, int], Request]
+"""`(init, attempt) -> request`; the sampling key must be a function of these two alone."""
+
+
+@dataclasses.dataclass
+class GroupBatch(Generic[Record]):
+    """The outcome of `collect_groups`.
+
+    `kept[i]` are the `group_size` records of one informative group, in attempt order. Of `drawn` groups `all_success`
+    and `all_failure` were rejected and `surplus` informative ones were not needed. `success_rate` is over every episode
+    that ran, kept or not. `exhausted` is true when the budget ended before enough informative groups were found.
+    """
+
+    kept: list[list[Record]]
+    drawn: int
+    all_success: int
+    all_failure: int
+    surplus: int
+    success_rate: float
+    exhausted: bool
+
+    @property
+    def kept_count(self) -> int:
+        return len(self.kept)
+
+    @property
+    def informative_rate(self) -> float:
+        """The share of drawn groups with both outcomes in them: how much signal there is to learn from."""
+        return (self.kept_count + self.surplus) / self.drawn if self.drawn else 0.0
+
+
+def collect_groups(
+    draw_init: Callable[[int], TrainInit],
+    make_request: Callable[[TrainInit, int], Request],
+    run_wave: Callable[[Sequence[Request]], Sequence[Record]],
+    *,
+    groups: int,
+    group_size: int,
+    wave_groups: int,
+    max_groups: int,
+) -> GroupBatch[Record]:
+    """Dynamic rejection: draw initial states until `groups` of them gave both successes and failures.
+
+    `draw_init(k)` is the k-th initial state of this collection, k = 0, 1, ... The first `groups` informative groups in
+    draw order are kept. Stops after `max_groups` draws with what there is.
+
+    Raises ValueError for counts that cannot work, TypeError for an evaluation state.
+    """
+    _require_positive(groups=groups, wave_groups=wave_groups)
+    if group_size < 2:
+        raise ValueError(f"group_size must be at least 2, since one episode has no advantage; got {group_size}")
+    if max_groups < groups:
+        raise ValueError(f"max_groups must be at least groups ({groups}), got {max_groups}")
+    informative: list[list[Record]] = []
+    drawn = all_success = all_failure = successes = 0
+    while len(informative) < groups and drawn < max_groups:
+        wave = range(drawn, min(drawn + wave_groups, max_groups))
+        inits = [require_train(draw_init(k)) for k in wave]
+        records = _run(run_wave, [make_request(init, attempt) for init in inits for attempt in range(group_size)])
+        drawn += len(wave)
+        for group in _split(records, group_size):
+            won = sum(bool(record.success) for record in group)
+            successes += won
+            if won == group_size:
+                all_success += 1
+            elif won == 0:
+                all_failure += 1
+            else:
+                informative.append(group)
+    return GroupBatch(
+        kept=informative[:groups],
+        drawn=drawn,
+        all_success=all_success,
+        all_failure=all_failure,
+        surplus=max(0, len(informative) - groups),
+        success_rate=successes / (drawn * group_size),
+        exhausted=len(informative) < groups,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskCursor:
+    """How far one task's collection has come. `successes` counts kept episodes, `surplus` those beyond the target.
+
+    `states` were drawn and `rollouts` run from them; `struck_out` of the states gave no success and were discarded.
+    """
+
+    states: int = 0
+    rollouts: int = 0
+    successes: int = 0
+    surplus: int = 0
+    struck_out: int = 0
+
+
+def n_strikes(
+    draw_init: Callable[[str, int], TrainInit],
+    make_request: Callable[[TrainInit, int], Request],
+    run_wave: Callable[[Sequence[Request]], Sequence[Record]],
+    *,
+    tasks: Sequence[str],
+    target: int,
+    strikes: int,
+    wave: int,
+    max_rollouts_per_task: int,
+    initial: Mapping[str, TaskCursor] | None = None,
+    on_wave: Callable[[list[Record], dict[str, TaskCursor]], None] | None = None,
+) -> dict[str, TaskCursor]:
+    """R-SFT's collection: from each initial state `strikes` episodes, keep the successes, go on with a new state.
+
+    Ends for a task at exactly `target` kept successes, or when another state would exceed `max_rollouts_per_task`.
+    `draw_init(task, k)` is the task's k-th initial state. A wave holds about `wave` episodes, spread over the
+    unfinished tasks, those with fewest rollouts first. Which episodes are kept does not depend on `wave`: no state is
+    begun before it is certain that the ones begun earlier cannot reach the target.
+
+    After each wave `on_wave(new successes, cursors)` is called, successes in task, state, attempt order. Storing both
+    and passing the cursors as `initial` later continues as if there had been no break. Returns the final cursor of
+    every task, also of those without any success.
+
+    Raises ValueError for counts that cannot work or duplicate tasks, TypeError for an evaluation state.
+    """
+    _require_positive(target=target, strikes=strikes, wave=wave, max_rollouts_per_task=max_rollouts_per_task)
+    if len(set(tasks)) != len(tasks):
+        raise ValueError(f"tasks must be distinct, got {list(tasks)}")
+    if max_rollouts_per_task < strikes:
+        raise ValueError(f"max_rollouts_per_task ({max_rollouts_per_task}) must allow one state of {strikes} rollouts")
+    cursors = {task: (initial or {}).get(task, TaskCursor()) for task in tasks}
+    while plan := _plan_wave(cursors, target, strikes, wave, max_rollouts_per_task):
+        drawn = [(task, _draw(draw_init, task, k)) for task, k in plan]
+        records = _run(run_wave, [make_request(init, attempt) for _, init in drawn for attempt in range(strikes)])
+        kept: list[Record] = []
+        for (task, _), attempts in zip(drawn, _split(records, strikes), strict=True):
+            cursors[task], new = _score_state(cursors[task], attempts, target)
+            kept.extend(new)
+        if on_wave is not None:
+            on_wave(kept, dict(cursors))
+    return cursors
+
+
+def _plan_wave(
+    cursors: Mapping[str, TaskCursor], target: int, strikes: int, wave: int, max_rollouts: int
+) -> list[tuple[str, int]]:
+    """The (task, state number) pairs of the next wave in task order; empty when every task has ended.
+
+    A task may run side by side only as many states as it would need if every rollout succeeded.
+    """
+    room = {}
+    for task, cursor in cursors.items():
+        needed = -(-(target - cursor.successes) // strikes)
+        affordable = (max_rollouts - cursor.rollouts) // strikes
+        if min(needed, affordable) > 0:
+            room[task] = min(needed, affordable)
+    free = max(1, wave // strikes)
+    taken = dict.fromkeys(room, 0)
+    turn = sorted(room, key=lambda task: cursors[task].rollouts)
+    while free > 0 and turn:
+        for task in turn[:free]:
+            taken[task] += 1
+        free -= min(free, len(turn))
+        turn = [task for task in turn if taken[task] < room[task]]
+    return [(task, cursors[task].states + offset) for task in taken for offset in range(taken[task])]
+
+
+def _score_state(cursor: TaskCursor, attempts: Sequence[Record], target: int) -> tuple[TaskCursor, list[Record]]:
+    won = [record for record in attempts if record.success]
+    kept = won[: target - cursor.successes]
+    advanced = TaskCursor(
+        states=cursor.states + 1,
+        rollouts=cursor.rollouts + len(attempts),
+        successes=cursor.successes + len(kept),
+        surplus=cursor.surplus + len(won) - len(kept),
+        struck_out=cursor.struck_out + (not won),
+    )
+    return advanced, kept
+
+
+def _draw(draw_init: Callable[[str, int], TrainInit], task: str, k: int) -> TrainInit:
+    init = require_train(draw_init(task, k))
+    if init.task != task:
+        raise ValueError(f"asked for an initial state of {task}, got {init.name}")
+    return init
+
+
+def _run(run_wave: Callable[[Sequence[Request]], Sequence[Record]], requests: list[Request]) -> Sequence[Record]:
+    records = run_wave(requests)
+    if len(records) != len(requests):
+        raise ValueError(f"a wave of {len(requests)} requests gave {len(records)} records")
+    return records
+
+
+def _split(records: Sequence[Record], size: int) -> Iterable[list[Record]]:
+    return (list(records[start : start + size]) for start in range(0, len(records), size))
+
+
+def _require_positive(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise ValueError(f"{name} must be at least 1, got {count}")

@@ -1,0 +1,523 @@
+"""Run many episodes: simulators step in supervised worker processes while the policy decides for the others in batches.
+
+The unit of work is an `EpisodeRequest`: an initial state and a sampling key. The policy sees fixed-size batches of
+whatever episodes are waiting for a decision, and nothing it computes may depend on which ones those are. So an
+episode's record depends on its request alone, not on the number of workers, their speed, or how often one died.
+"""
+
+import dataclasses
+import heapq
+import logging
+import math
+import multiprocessing.connection
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import numpy as np
+
+from cso_jax.envs.protocol import ChunkResult, InitState, Observation
+from cso_jax.rollout.worker import Command, Failure, MakeEnvironments, Reply, WorkerProcess
+
+START_ATTEMPTS = 3
+STOP_POLL_S = 0.2
+CLOSE_GRACE_S = 5.0
+
+_logger = logging.getLogger(__name__)
+
+
+class RolloutError(RuntimeError):
+    """An episode, or building the environments, failed for good. A traceback from the worker is attached as a note."""
+
+
+class Interrupted(Exception):
+    """The caller's `stop` asked to end the run; the pool stays usable."""
+
+
+class ActFn(Protocol):
+    """The policy over one batch of B decisions. Each output row may depend on the same input row only.
+
+    Given observations `[B, ...]`, keys uint32 `[B, 2]`, decision_index int32 `[B]` and B task names, returns actions
+    float32 `[B, E, A]` and further outputs `[B, ...]` to be stored with the decision.
+    """
+
+    def __call__(
+        self,
+        observations: dict[str, np.ndarray],
+        keys: np.ndarray,
+        decision_index: np.ndarray,
+        tasks: tuple[str, ...],
+        /,
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]: ...
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EpisodeRequest:
+    """One episode to run. `key` uint32 `[2]` is its own sampling key; `tag` is handed back untouched."""
+
+    init: InitState
+    key: np.ndarray
+    record: bool = False
+    tag: Any = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.key, np.ndarray) or self.key.shape != (2,) or self.key.dtype != np.uint32:
+            raise ValueError(f"key of {self.init.name} must be a numpy uint32 array of shape [2], got {self.key!r}")
+
+
+@dataclasses.dataclass(eq=False)
+class EpisodeRecord:
+    """What one episode of D decisions gave.
+
+    `decisions[name]` `[D, ...]` stacks each further output of the policy, `actions` `[D, E, A]` what was sent to the
+    simulator (the last chunk may not have been executed to its end), `observations[key]` `[D, ...]` what the policy
+    saw (None unless asked for). `steps` counts simulator steps. All but the two times repeat exactly.
+    """
+
+    request: EpisodeRequest
+    success: bool
+    steps: int
+    decisions: dict[str, np.ndarray]
+    observations: dict[str, np.ndarray] | None
+    actions: np.ndarray
+    frames: list[np.ndarray]
+    physics_s: float
+    render_s: float
+
+
+@dataclasses.dataclass
+class PoolStats:
+    """Sums since the pool was made. `steps`, `decisions` and times include episodes that had to be started again."""
+
+    episodes: int = 0
+    steps: int = 0
+    decisions: int = 0
+    batches: int = 0
+    physics_s: float = 0.0
+    render_s: float = 0.0
+    act_s: float = 0.0
+    wait_s: float = 0.0
+    run_s: float = 0.0
+    worker_rss: int = 0
+    recycled: int = 0
+
+    def as_dict(self) -> dict[str, float]:
+        """A copy, to take differences from later. `worker_rss` is the largest seen, in bytes, not a sum."""
+        return dataclasses.asdict(self)
+
+
+class _Episode:
+    """An episode in progress, in one slot of one worker."""
+
+    def __init__(self, index: int, request: EpisodeRequest) -> None:
+        self.index = index
+        self.request = request
+        self.observation: Observation = {}
+        self.success = False
+        self.steps = 0
+        self.physics_s = 0.0
+        self.render_s = 0.0
+        self.frames: list[np.ndarray] = []
+        self.seen: list[Observation] = []
+        self.actions: list[np.ndarray] = []
+        self.extras: list[dict[str, np.ndarray]] = []
+
+    def advance(self, result: ChunkResult) -> None:
+        self.observation = result.observation
+        self.success = self.success or bool(result.success)
+        self.steps += result.steps
+        self.physics_s += result.physics_s
+        self.render_s += result.render_s
+        self.frames.extend(result.frames)
+
+    def decide(self, action: np.ndarray, extras: dict[str, np.ndarray], *, keep_observation: bool) -> None:
+        if keep_observation:
+            self.seen.append(self.observation)
+        self.actions.append(action)
+        self.extras.append(extras)
+
+    def finish(self, *, keep_observations: bool) -> EpisodeRecord:
+        actions = np.stack(self.actions) if self.actions else np.zeros((0, 0, 0), np.float32)
+        observations = _stack_rows(self.seen) if keep_observations else None
+        return EpisodeRecord(
+            request=self.request,
+            success=self.success,
+            steps=self.steps,
+            decisions=_stack_rows(self.extras),
+            observations=observations,
+            actions=actions,
+            frames=self.frames,
+            physics_s=self.physics_s,
+            render_s=self.render_s,
+        )
+
+
+class _Worker:
+    """A place in the pool: its current process, if any, and the episodes in its slots."""
+
+    def __init__(self, number: int, slots: int) -> None:
+        self.number = number
+        self.process: WorkerProcess | None = None
+        self.episodes: list[_Episode | None] = [None] * slots
+        self.commands: list[Command] = []
+        self.stale = False  # the outstanding answer belongs to a run that was given up
+        self.start_failures = 0
+        self.finished = 0
+
+    @property
+    def running(self) -> int:
+        return sum(episode is not None for episode in self.episodes)
+
+    def forget(self) -> None:
+        self.episodes = [None] * len(self.episodes)
+        self.commands = []
+
+
+@dataclasses.dataclass
+class _Job:
+    """One call of `run`."""
+
+    requests: Sequence[EpisodeRequest]
+    act: ActFn
+    keep_observations: bool
+    on_episode: Callable[[int, EpisodeRecord], None] | None
+    records: list[EpisodeRecord | None]
+    queue: list[int]  # heap of request indices still to be started
+    remaining: int
+    failures: dict[int, int] = dataclasses.field(default_factory=dict)
+    waiting: list[tuple[_Worker, int]] = dataclasses.field(default_factory=list)  # (worker, slot), oldest first
+
+
+class WorkerPool:
+    """`workers` processes with `slots` environments each, shared by every task of a run.
+
+    The policy is called with `batch_size` rows (default: `slots`, the slots of one worker), so with two or more
+    workers the simulators of one step while the policy decides for another. `step_timeout_s` holds per reset or
+    chunk. `recycle_after_episodes` replaces a process after that many episodes, against simulators that leak memory
+    (0: never). `log` receives one line per supervision event. Processes start on the first `run`.
+
+    Call it from one thread. A context manager; without one, processes end with the parent.
+    """
+
+    def __init__(
+        self,
+        make_environments: MakeEnvironments,
+        settings: dict[str, Any],
+        *,
+        workers: int,
+        slots: int,
+        batch_size: int | None = None,
+        step_timeout_s: float = 60.0,
+        start_timeout_s: float = 120.0,
+        max_attempts: int = 3,
+        recycle_after_episodes: int = 0,
+        log: Callable[[str], None] | None = None,
+    ) -> None:
+        self.batch_size = slots if batch_size is None else batch_size
+        if min(workers, slots, self.batch_size, max_attempts) < 1 or recycle_after_episodes < 0:
+            raise ValueError(
+                f"workers, slots, batch_size and max_attempts must be at least 1 and recycle_after_episodes at least 0,"
+                f" got {workers}, {slots}, {self.batch_size}, {max_attempts} and {recycle_after_episodes}"
+            )
+        self.restarts = 0
+        self.stats = PoolStats()
+        self._make_environments = make_environments
+        self._settings = settings
+        self._slots = slots
+        self._step_timeout_s = step_timeout_s
+        self._start_timeout_s = start_timeout_s
+        self._max_attempts = max_attempts
+        self._recycle_after = recycle_after_episodes
+        self._log = log or _logger.warning
+        self._workers = [_Worker(number, slots) for number in range(workers)]
+        self._closed = False
+        self._job: _Job | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End every worker process; idle ones close their environments first. Safe to call twice."""
+        self._closed = True
+        processes = [worker.process for worker in self._workers if worker.process is not None]
+        for process in processes:
+            process.ask_to_close()
+        deadline = time.monotonic() + CLOSE_GRACE_S
+        for process in processes:
+            process.finish(max(0.0, deadline - time.monotonic()))
+        for worker in self._workers:
+            worker.process = None
+            worker.forget()
+
+    def run(
+        self,
+        requests: Sequence[EpisodeRequest],
+        act: ActFn,
+        *,
+        keep_observations: bool,
+        on_episode: Callable[[int, EpisodeRecord], None] | None = None,
+        stop: Callable[[], bool] | None = None,
+    ) -> list[EpisodeRecord]:
+        """Run every request to its end and return the records in request order.
+
+        `on_episode(request index, record)` is called here as episodes end, in an order that depends on timing. `stop`
+        is asked between batches.
+
+        Raises:
+          RolloutError: an episode failed `max_attempts` times, or the environments cannot be built.
+          Interrupted: `stop` returned true. Unfinished episodes are dropped, the pool can be used again; the same
+            holds for an exception from `act` or `on_episode` and for KeyboardInterrupt.
+          RuntimeError: the pool is closed, or already inside `run`.
+        """
+        if self._closed:
+            raise RuntimeError("this worker pool is closed")
+        if self._job is not None:
+            raise RuntimeError("this worker pool is already running; use one pool per thread, or wait")
+        count = len(requests)
+        job = _Job(requests, act, keep_observations, on_episode, [None] * count, list(range(count)), count)
+        self._job = job
+        started = time.perf_counter()
+        try:
+            while job.remaining:
+                if stop is not None and stop():
+                    raise Interrupted(f"stopped with {job.remaining} of {count} episodes unfinished")
+                self._recycle()
+                self._start_workers(job)
+                self._assign(job)
+                self._dispatch(job)
+                self._collect(job, block=not job.waiting, poll_s=math.inf if stop is None else STOP_POLL_S)
+                if job.waiting:
+                    self._decide(job)
+        except Exception:
+            self._abandon()
+            raise
+        except BaseException:  # KeyboardInterrupt may have struck in the middle of a message
+            self._kill_all()
+            raise
+        finally:
+            self._job = None
+            self.stats.run_s += time.perf_counter() - started
+        return [record for record in job.records if record is not None]
+
+    # ------------------------------------------------------------------------------------------- giving work out
+
+    def _recycle(self) -> None:
+        """End the processes that have served long enough; `_accepts` has let their slots run empty."""
+        for worker in self._workers:
+            process = worker.process
+            if process is not None and not process.busy and not worker.running and self._due_for_recycling(worker):
+                process.ask_to_close()
+                process.finish(CLOSE_GRACE_S)
+                worker.process = None
+                self.stats.recycled += 1
+
+    def _start_workers(self, job: _Job) -> None:
+        for worker in self._workers[: job.remaining]:
+            if worker.process is None:
+                worker.process = WorkerProcess(
+                    self._make_environments,
+                    self._settings,
+                    self._slots,
+                    name=f"rollout-worker-{worker.number}",
+                    start_timeout_s=self._start_timeout_s,
+                    command_timeout_s=self._step_timeout_s,
+                )
+                worker.finished = 0
+
+    def _assign(self, job: _Job) -> None:
+        """Start queued episodes in free slots, in request order, least loaded worker first."""
+        useful = min(len(self._workers), max(1, job.remaining))
+        # Fewer episodes than slots: leave a share to workers that are still starting instead of filling the first.
+        share = math.ceil(job.remaining / useful)
+        while job.queue:
+            ready = [worker for worker in self._workers if self._accepts(worker) and worker.running < share]
+            if not ready:
+                return
+            worker = min(ready, key=lambda candidate: candidate.running)
+            slot = worker.episodes.index(None)
+            index = heapq.heappop(job.queue)
+            request = job.requests[index]
+            worker.episodes[slot] = _Episode(index, request)
+            worker.commands.append((slot, "reset", request.init, request.record))
+
+    def _accepts(self, worker: _Worker) -> bool:
+        if worker.process is None or worker.process.busy or worker.running == self._slots:
+            return False
+        return not self._due_for_recycling(worker)
+
+    def _due_for_recycling(self, worker: _Worker) -> bool:
+        return 0 < self._recycle_after <= worker.finished
+
+    def _dispatch(self, job: _Job) -> None:
+        """Send each idle worker its commands, once none of its episodes waits for the policy any more.
+
+        Sending part of them would split the worker's slots into groups that never meet again, and so call the policy
+        more often on emptier batches.
+        """
+        held = {worker.number for worker, _ in job.waiting}
+        for worker in self._workers:
+            process = worker.process
+            if process is not None and worker.commands and not process.busy and worker.number not in held:
+                process.send(worker.commands)
+                worker.commands = []
+
+    def _decide(self, job: _Job) -> None:
+        """Call the policy for the oldest waiting episodes, padded to the batch size by repeating the first."""
+        rows, job.waiting = job.waiting[: self.batch_size], job.waiting[self.batch_size :]
+        episodes = [episode for worker, slot in rows if (episode := worker.episodes[slot]) is not None]
+        padded = episodes + [episodes[0]] * (self.batch_size - len(episodes))
+        observations = {name: np.stack([e.observation[name] for e in padded]) for name in padded[0].observation}
+        keys = np.stack([e.request.key for e in padded])
+        index = np.array([len(e.actions) for e in padded], np.int32)
+        started = time.perf_counter()
+        actions, extras = job.act(observations, keys, index, tuple(e.request.init.task for e in padded))
+        actions = np.asarray(actions, np.float32)
+        extras = {name: np.asarray(values) for name, values in extras.items()}
+        self.stats.act_s += time.perf_counter() - started
+        self.stats.decisions += len(episodes)
+        self.stats.batches += 1
+        _check_outputs(actions, extras, padded, len(episodes))
+        for row, ((worker, slot), episode) in enumerate(zip(rows, episodes, strict=True)):
+            # Copies: a view would keep the whole padded batch alive for as long as the record.
+            action = actions[row].copy()
+            kept = {name: values[row].copy() for name, values in extras.items()}
+            episode.decide(action, kept, keep_observation=job.keep_observations)
+            worker.commands.append((slot, "step", action))
+        self._dispatch(job)
+
+    # ------------------------------------------------------------------------------------------- taking results in
+
+    def _collect(self, job: _Job, *, block: bool, poll_s: float) -> None:
+        """Take in every answer that is there; with `block`, wait for the first one, a deadline, or `poll_s`."""
+        busy = {
+            worker.process.connection: worker
+            for worker in self._workers
+            if worker.process is not None and worker.process.busy
+        }
+        if not busy:
+            return
+        timeout = 0.0
+        if block:
+            deadline = min(worker.process.deadline for worker in busy.values() if worker.process is not None)
+            timeout = max(0.0, min(deadline - time.monotonic(), poll_s))
+        started = time.perf_counter()
+        ready = multiprocessing.connection.wait(list(busy), timeout)
+        self.stats.wait_s += time.perf_counter() - started
+        for connection, worker in busy.items():
+            process = worker.process
+            if process is None:
+                continue
+            answer = process.receive() if connection in ready else process.overdue()
+            if isinstance(answer, Failure):
+                self._handle_failure(job, worker, answer)
+            elif answer is not None:
+                self._handle_reply(job, worker, answer)
+
+    def _handle_reply(self, job: _Job, worker: _Worker, reply: Reply) -> None:
+        worker.start_failures = 0
+        self.stats.worker_rss = max(self.stats.worker_rss, reply.rss)
+        stale, worker.stale = worker.stale, False
+        if stale:
+            return
+        for slot, result in reply.results:
+            episode = worker.episodes[slot]
+            if episode is None:
+                continue
+            self.stats.steps += result.steps
+            self.stats.physics_s += result.physics_s
+            self.stats.render_s += result.render_s
+            episode.advance(result)
+            if not result.done:
+                job.waiting.append((worker, slot))
+                continue
+            worker.episodes[slot] = None
+            worker.finished += 1
+            record = episode.finish(keep_observations=job.keep_observations)
+            job.records[episode.index] = record
+            job.remaining -= 1
+            self.stats.episodes += 1
+            if job.on_episode is not None:
+                job.on_episode(episode.index, record)
+
+    def _handle_failure(self, job: _Job, worker: _Worker, failure: Failure) -> None:
+        """Kill the worker's process and queue its episodes again; raise where another try is pointless."""
+        process = worker.process
+        assert process is not None
+        commands, victims, stale = process.commands, worker.episodes, worker.stale
+        process.kill()
+        worker.process = None
+        worker.stale = False
+        worker.forget()
+        self.restarts += 1
+        job.waiting = [entry for entry in job.waiting if entry[0] is not worker]
+        for victim in victims:
+            if victim is not None:
+                heapq.heappush(job.queue, victim.index)
+        if failure.starting:
+            worker.start_failures += 1
+            self._log(f"rollout worker {worker.number} did not start: {failure.line}")
+            if failure.fatal or worker.start_failures >= START_ATTEMPTS:
+                tries = "" if failure.fatal else f" ({worker.start_failures} attempts)"
+                raise _with_trace(f"the environments could not be built{tries}: {failure.line}", failure)
+            return
+        if stale:
+            self._log(f"rollout worker {worker.number} replaced while idle: {failure.line}")
+            return
+        blamed = commands if failure.position is None else [commands[failure.position]]
+        culprits = [victim for command in blamed if (victim := victims[command[0]]) is not None]
+        names = ", ".join(sorted({victim.request.init.name for victim in culprits}))
+        again = sum(victim is not None for victim in victims)
+        self._log(f"rollout worker {worker.number} replaced, {again} episodes run again; {failure.line} [{names}]")
+        for victim in culprits:
+            attempts = job.failures[victim.index] = job.failures.get(victim.index, 0) + 1
+            if failure.fatal or attempts >= self._max_attempts:
+                name = victim.request.init.name
+                raise _with_trace(
+                    f"episode {victim.index} from {name} failed after {attempts} attempt(s): {failure.line}", failure
+                )
+
+    def _abandon(self) -> None:
+        """Drop all episodes; answers that are still to come will be thrown away by the next run."""
+        for worker in self._workers:
+            worker.forget()
+            worker.stale = worker.process is not None and worker.process.busy and not worker.process.starting
+
+    def _kill_all(self) -> None:
+        for worker in self._workers:
+            worker.forget()
+            if worker.process is not None:
+                worker.process.kill()
+                worker.process = None
+
+
+def _check_outputs(actions: np.ndarray, extras: dict[str, np.ndarray], padded: Sequence[_Episode], count: int) -> None:
+    size = len(padded)
+    if actions.ndim != 3 or len(actions) != size:
+        raise ValueError(f"the policy must give actions [{size}, E, A], got {list(actions.shape)}")
+    for name, values in extras.items():
+        if values.ndim < 1 or len(values) != size:
+            raise ValueError(f"the policy's output {name!r} must have {size} rows, got shape {list(values.shape)}")
+    finite = np.isfinite(actions[:count]).all(axis=(1, 2))
+    if not finite.all():
+        episode = padded[int(np.argmin(finite))]
+        raise ValueError(
+            f"the policy gave actions that are not finite for {episode.request.init.name}"
+            f" at decision {len(episode.actions)}"
+        )
+
+
+def _stack_rows(rows: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]} if rows else {}
+
+
+def _with_trace(message: str, failure: Failure) -> RolloutError:
+    error = RolloutError(message)
+    if failure.traceback:
+        error.add_note("In the worker process:\n" + failure.traceback)
+    return error

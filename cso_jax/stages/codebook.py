@@ -1,0 +1,75 @@
+"""Stage codebook: action chunks -> FSQ autoencoder (QueST stage 1, Eq. 1)."""
+
+import json
+
+import jax
+import numpy as np
+
+from cso_jax import fsq, learner, policy
+from cso_jax.data.dataset import BatchOrder, ChunkWindows
+from cso_jax.files import atomic_write_text
+from cso_jax.stages import demos
+from cso_jax.stages.fitting import fit, optimiser_of
+from cso_jax.stages.run import Run
+
+STAGE = "codebook"
+
+
+def run_stage(run: Run) -> None:
+    """Train the action autoencoder on every window of every demonstration, and count which codes they use."""
+    usage = run.workdir / "codebook_usage.json"
+    if usage.exists() and run.finished(STAGE):
+        return
+    settings = run.config.codebook
+    windows = ChunkWindows(
+        [demos.actions_of(run, episode) for task in demos.load(run, images=False) for episode in task],
+        run.config.autoencoder.chunk_length,
+    )
+    order = BatchOrder(settings.batch_size, len(windows), run.seed(STAGE, "order"))
+    optimiser, schedule = optimiser_of(settings, settings.steps)
+    variables = policy.init(run.networks, run.key("init"), run.spec)
+    codes = fsq.codebook_size(run.networks.autoencoder.levels)
+
+    def summarise(_state, rows):
+        counts = np.bincount(np.concatenate([row["codes"].ravel() for row in rows]), minlength=codes)
+        return {
+            "grad_norm": np.mean([row["grad_norm"] for row in rows]),
+            "codes_used": int((counts > 0).sum()),
+            "perplexity": _perplexity(counts),
+        }
+
+    state = fit(
+        run,
+        STAGE,
+        state=learner.start(variables, learner.CODEBOOK_PARTS, optimiser),
+        update=learner.codebook_update(run.networks, optimiser, run.mesh),
+        batch=lambda step: {"chunks": windows.take(order(step))},
+        steps=settings.steps,
+        settings=settings,
+        schedule=schedule,
+        summarise=summarise,
+    )
+    if not usage.exists():
+        rows = np.arange(0, len(windows), max(1, len(windows) // 20_000))
+        skills = tokenise_all(run, state.variables, windows, rows)
+        counts = np.bincount(skills.ravel(), minlength=codes)
+        atomic_write_text(usage, json.dumps({"counts": counts.tolist(), "perplexity": _perplexity(counts)}))
+
+
+def tokenise_all(
+    run: Run, variables: policy.Variables, windows: ChunkWindows, rows: np.ndarray | None = None, batch: int = 1024
+) -> np.ndarray:
+    """Skills `[N, K]` int32 of the windows (all of them, or the given rows), by the autoencoder as it stands."""
+    rows = np.arange(len(windows)) if rows is None else rows
+    encode = jax.jit(policy.tokenise, static_argnums=0)
+    parts = []
+    for first in range(0, len(rows), batch):
+        chosen = rows[first : first + batch]
+        padded = np.pad(chosen, (0, batch - len(chosen)), mode="edge")
+        parts.append(np.asarray(encode(run.networks, variables, windows.take(padded)))[: len(chosen)])
+    return np.concatenate(parts)
+
+
+def _perplexity(counts: np.ndarray) -> float:
+    share = counts[counts > 0] / max(counts.sum(), 1)
+    return float(np.exp(-(share * np.log(share)).sum()))

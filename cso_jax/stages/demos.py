@@ -1,0 +1,146 @@
+"""Stage demos: scripted experts -> one HDF5 file of demonstrations per task."""
+
+import concurrent.futures
+import multiprocessing
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cso_jax import experts, telemetry
+from cso_jax.data import store
+from cso_jax.experts.protocol import Demonstration
+from cso_jax.rollout.worker import spawn_surroundings
+from cso_jax.stages.run import Run, RunError, Stopped
+
+STAGE = "demos"
+
+
+def path(run: Run, task: str) -> Path:
+    return run.workdir / "demos" / f"{task}.hdf5"
+
+
+def run_stage(run: Run) -> None:
+    """Collect `config.demos.per_task` successful demonstrations of every task that has no complete file yet.
+
+    Attempt n of a task starts from the task's n-th train state with noise of its own, and the first successes in that
+    order are kept: the files do not depend on how many processes made them. Raises RunError for a task whose expert
+    succeeds too rarely.
+    """
+    missing = [task for task in run.tasks if not _complete(run, task)]
+    if not missing:
+        return
+    wanted = run.config.demos.per_task
+    with telemetry.progress(len(run.tasks) * wanted, "demonstrations", unit="episode",
+                            initial=(len(run.tasks) - len(missing)) * wanted) as bar, \
+            run.clock.phase("physics"), _processes(run) as executor:  # fmt: skip
+        for task, demos, attempts in _collect(run, executor, missing):
+            store.write(path(run, task), [_stored(demo) for demo in demos], _attributes(run, task, attempts))
+            run.metrics.write(STAGE, run.tasks.index(task), task=task, attempts=attempts, successes=len(demos),
+                              mean_steps=float(np.mean([demo.success_step + 1 for demo in demos])))  # fmt: skip
+            bar.update(len(demos))
+            if run.stop.is_set():
+                raise Stopped(STAGE)
+
+
+def _complete(run: Run, task: str) -> bool:
+    file = path(run, task)
+    if not file.exists():
+        return False
+    try:
+        episodes, _ = store.read(file, images=False)
+    except store.StoreError as error:
+        store.quarantine(file, str(error))
+        return False
+    if len(episodes) < run.config.demos.per_task:
+        raise RunError(
+            f"{file} holds {len(episodes)} demonstrations, config.demos.per_task asks for {run.config.demos.per_task}"
+        )
+    return True
+
+
+def _processes(run: Run) -> concurrent.futures.ProcessPoolExecutor:
+    return concurrent.futures.ProcessPoolExecutor(
+        run.config.demos.processes or os.cpu_count() or 1, mp_context=multiprocessing.get_context("spawn")
+    )
+
+
+def _collect(
+    run: Run, executor: concurrent.futures.ProcessPoolExecutor, tasks: list[str]
+) -> Iterator[tuple[str, list[Demonstration], int]]:
+    """(task, its demonstrations, attempts used), in task order; attempts of later tasks run ahead meanwhile."""
+    settings = run.config.demos
+    limit = settings.per_task * settings.max_attempts_per_demo
+    # One job is a few attempts of one task, so that the executor's queue stays short and a process keeps its simulator.
+    stride = max(1, settings.per_task // 4)
+
+    def submit(task: str, first: int) -> concurrent.futures.Future:
+        inits = [run.train_init(STAGE, task, first + offset) for offset in range(min(stride, limit - first))]
+        with spawn_surroundings(keep_main=False):
+            return executor.submit(
+                _attempts, run.settings, inits, settings.noise, settings.extra_steps, run.seed(STAGE, task)
+            )
+
+    ahead = {task: [submit(task, first) for first in range(0, settings.per_task, stride)] for task in tasks}
+    for task in tasks:
+        demos: list[Demonstration] = []
+        attempts = submitted = 0
+        jobs = ahead.pop(task)
+        submitted = sum(min(stride, limit - first) for first in range(0, settings.per_task, stride))
+        while len(demos) < settings.per_task:
+            if not jobs:
+                if submitted >= limit:
+                    raise RunError(
+                        f"the scripted expert of {task} succeeded in {len(demos)} of {attempts} attempts, "
+                        f"{settings.per_task} demonstrations were asked for; lower config.demos.noise "
+                        f"({settings.noise}), raise config.env.horizon ({run.config.env.horizon}) or ask for fewer"
+                    )
+                jobs.append(submit(task, submitted))
+                submitted += min(stride, limit - submitted)
+            for demo in jobs.pop(0).result():
+                if len(demos) < settings.per_task:
+                    attempts += 1
+                    if demo is not None:
+                        demos.append(demo)
+        for job in jobs:
+            job.cancel()
+        yield task, demos, attempts
+
+
+def _attempts(settings: dict[str, Any], inits: list, noise: float, extra_steps: int, seed: int) -> list:
+    """In a worker process: one demonstration, or None, per initial state."""
+    return [
+        experts.collect_demo(settings, init, noise=noise, extra_steps=extra_steps, seed=seed) for init in inits
+    ]
+
+
+def _stored(demo: Demonstration) -> store.StoredEpisode:
+    steps = np.arange(len(demo.actions))
+    arrays = {
+        "actions": demo.actions,
+        "expert_actions": demo.expert_actions,
+        "rewards": (steps >= demo.success_step).astype(np.float32),
+        "dones": (steps == len(steps) - 1).astype(np.uint8),
+    }
+    return store.StoredEpisode(demo.init.name, demo.observations, arrays)
+
+
+def _attributes(run: Run, task: str, attempts: int) -> dict[str, Any]:
+    return {
+        "env_args": {"env_name": run.settings["name"], "task": task, "env_kwargs": run.settings},
+        "problem_info": {"language_instruction": task.removesuffix("-v3").replace("-", " ")},
+        "attempts": attempts,
+        "noise": run.config.demos.noise,
+    }
+
+
+def load(run: Run, *, images: bool) -> list[list[store.StoredEpisode]]:
+    """The demonstrations of every task, in task order. Raises StoreError where a file is missing or damaged."""
+    return [store.read(path(run, task), images=images)[0][: run.config.demos.per_task] for task in run.tasks]
+
+
+def actions_of(run: Run, episode: store.StoredEpisode) -> np.ndarray:
+    """The actions to imitate, `[N, A]`: what was executed, or what the expert meant (config.demos.label)."""
+    return episode.arrays["actions" if run.config.demos.label == "executed" else "expert_actions"]

@@ -1,0 +1,111 @@
+"""Stage imitation: (observation, skill) of the demonstrations -> skill prior and encoders (QueST stage 2, Eq. 2)."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from cso_jax import learner, policy
+from cso_jax.data.dataset import BatchOrder, ChunkWindows, Rows, StoredImages
+from cso_jax.data.store import StoredEpisode
+from cso_jax.stages import demos
+from cso_jax.stages.codebook import tokenise_all
+from cso_jax.stages.fitting import fit, optimiser_of
+from cso_jax.stages.run import Run, RunError
+
+STAGE = "imitation"
+_VALIDATION_ROWS = 2048
+_IMAGES_IN_MEMORY = 6 * 2**30  # bytes; larger image columns are read from the files batch by batch
+
+
+def run_stage(run: Run) -> None:
+    """Train encoder and prior to predict the skills of the demonstrations."""
+    if run.finished(STAGE):
+        return
+    settings = run.config.imitation
+    variables = run.variables("codebook")
+    training, validation = demonstration_rows(run, variables)
+    lowdim = {name: training.columns[name] for name in run.spec.lowdim}
+    if run.config.encoder.normalise:
+        variables["normaliser"] = policy.fit_normaliser(lowdim)
+    optimiser, schedule = optimiser_of(settings, settings.steps)
+    order = BatchOrder(settings.batch_size, len(training), run.seed(STAGE, "order"))
+    fit(
+        run,
+        STAGE,
+        state=learner.start(variables, learner.POLICY_PARTS, optimiser),
+        update=learner.imitation_update(run.networks, optimiser, run.mesh, augment=settings.augment),
+        batch=lambda step: training.take(order(step)),
+        steps=settings.steps,
+        settings=settings,
+        schedule=schedule,
+        summarise=summary_with_validation(run, validation),
+    )
+
+
+def summary_with_validation(run: Run, validation: Rows | None):
+    """A `summarise` for `fit`: window means, and the loss on held-out rows where there are any."""
+    loss = learner.imitation_loss(run.networks)
+    held_out = None
+    if validation is not None:
+        rows = np.linspace(0, len(validation) - 1, min(_VALIDATION_ROWS, len(validation))).astype(int)
+        held_out = validation.take(rows)
+
+    def summarise(state: learner.LearnerState, rows: list[dict[str, np.ndarray]]) -> dict[str, float]:
+        values = {name: float(np.mean([row[name] for row in rows])) for name in ("token_accuracy", "grad_norm")}
+        if held_out is not None:
+            values["validation_loss"] = float(loss(state.variables, held_out))
+        return values
+
+    return summarise
+
+
+def demonstration_rows(run: Run, variables: policy.Variables) -> tuple[Rows, Rows | None]:
+    """Training and validation rows of the demonstrations: observation columns, `task` [N] and `skill` [N, K].
+
+    The last episodes of each task, `config.imitation.validation_fraction` of them, are the validation rows.
+    """
+    in_memory = _image_bytes(run) <= _IMAGES_IN_MEMORY
+    by_task = demos.load(run, images=in_memory)
+    held_out = int(run.config.imitation.validation_fraction * run.config.demos.per_task)
+    parts: dict[str, list[tuple[int, int, StoredEpisode]]] = {"training": [], "validation": []}
+    for task, episodes in enumerate(by_task):
+        for number, episode in enumerate(episodes):
+            part = "training" if number < len(episodes) - held_out else "validation"
+            parts[part].append((task, number, episode))
+    if not parts["training"]:
+        raise RunError("no demonstrations are left to train on; lower config.imitation.validation_fraction")
+    built = [_rows(run, variables, chosen, in_memory) if chosen else None for chosen in parts.values()]
+    assert built[0] is not None
+    return built[0], built[1]
+
+
+def _rows(
+    run: Run, variables: policy.Variables, chosen: Sequence[tuple[int, int, StoredEpisode]], in_memory: bool
+) -> Rows:
+    windows = ChunkWindows(
+        [demos.actions_of(run, episode) for _, _, episode in chosen], run.config.autoencoder.chunk_length
+    )
+    columns: dict[str, Any] = {
+        name: np.concatenate([episode.observations[name] for _, _, episode in chosen]) for name in run.spec.lowdim
+    }
+    for name in run.spec.images:
+        if in_memory:
+            columns[name] = np.concatenate([episode.observations[name] for _, _, episode in chosen])
+        else:
+            columns[name] = StoredImages(
+                [(demos.path(run, run.tasks[task]), f"data/demo_{number}/obs/{name}") for task, number, _ in chosen]
+            )
+    columns["task"] = np.concatenate([np.full(len(episode), task, np.int32) for task, _, episode in chosen])
+    columns["skill"] = tokenise_all(run, {"autoencoder": jax.device_put(variables["autoencoder"])}, windows)
+    return Rows(columns)
+
+
+def _image_bytes(run: Run) -> int:
+    """A rough upper estimate of all demonstration images, from the number of stored rows."""
+    per_row = sum(int(np.prod(shape)) for shape in run.spec.images.values())
+    if not per_row:
+        return 0
+    rows = sum(len(episode) for task in demos.load(run, images=False) for episode in task)
+    return per_row * rows

@@ -1,0 +1,210 @@
+"""Stage rsft: the policy's own successes -> supervised fine-tuning of the whole policy (Algorithm 1, stage 1; Eq. 6).
+
+Collected successes are stored wave by wave under `workdir/rsft/`, each file with the position that the collection had
+reached, so a killed run goes on from its last complete wave. The encoder is frozen afterwards: `stages/spo.py` trains
+the prior only.
+"""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from cso_jax import learner, telemetry
+from cso_jax.data import store
+from cso_jax.data.dataset import BatchOrder, Rows, StoredImages
+from cso_jax.evaluation import rollout
+from cso_jax.files import atomic_write_text
+from cso_jax.rollout.actor import make_act
+from cso_jax.rollout.groups import TaskCursor, n_strikes
+from cso_jax.rollout.pool import EpisodeRecord, EpisodeRequest
+from cso_jax.stages.fitting import fit, optimiser_of
+from cso_jax.stages.imitation import demonstration_rows, summary_with_validation
+from cso_jax.stages.run import Run
+
+STAGE = "rsft"
+_COLLECT = "rsft_collect"
+
+
+def run_stage(run: Run) -> None:
+    """Collect successes of the imitation policy and fine-tune encoder and prior on them.
+
+    Tasks without a success are named and left out; with none at all the policy stays as imitation left it.
+    """
+    if run.finished(STAGE):
+        return
+    cursors = collect(run)
+    _report_tasks(run, cursors)
+    variables = run.variables("imitation")
+    settings = run.config.rsft
+    if not any(cursor.successes for cursor in cursors.values()):
+        telemetry.warn("R-SFT: no success in any task, so there is nothing to learn from; the policy stays as it is")
+        state = learner.start(variables, learner.POLICY_PARTS, optimiser_of(settings, 1)[0])
+        run.checkpoints(STAGE).save(0, jax.device_get(state), {"stage": STAGE, "final": True})
+        return
+    rows = success_rows(run)
+    steps = settings.steps or max(1, settings.epochs * len(rows) // settings.batch_size)
+    optimiser, schedule = optimiser_of(settings, steps)
+    batch, validation = _batches(run, rows)
+    fit(
+        run,
+        STAGE,
+        state=learner.start(variables, learner.POLICY_PARTS, optimiser),
+        update=learner.imitation_update(run.networks, optimiser, run.mesh, augment=settings.augment),
+        batch=batch,
+        steps=steps,
+        settings=settings,
+        schedule=schedule,
+        summarise=summary_with_validation(run, validation),
+    )
+
+
+def collect(run: Run) -> dict[str, TaskCursor]:
+    """N-strikes collection up to `config.rsft.successes_per_task`; what is stored already is not run again."""
+    settings = run.config.rsft
+    cursors, parts = _stored_position(run)
+    act = make_act(
+        run.networks,
+        run.variables("imitation"),
+        run.tasks,
+        temperature=settings.temperature,
+        top_k=settings.top_k,
+        execution_horizon=run.config.execution_horizon,
+        keep=("skill", "log_prob"),
+        clock=run.clock,
+    )
+
+    def make_request(init, attempt: int) -> EpisodeRequest:
+        return EpisodeRequest(init, run.episode_key(STAGE, init.task, init.index, attempt))
+
+    def on_wave(successes: list[EpisodeRecord], now: dict[str, TaskCursor]) -> None:
+        nonlocal parts
+        attributes = {"cursors": {task: dataclasses.asdict(cursor) for task, cursor in now.items()}}
+        store.write(_part(run, parts), [_stored(record) for record in successes], attributes)
+        parts += 1
+        kept = sum(cursor.successes for cursor in now.values())
+        rollouts = sum(cursor.rollouts for cursor in now.values())
+        bar.update(kept - bar.n)
+        bar.set_postfix({"rollouts": rollouts})
+        run.metrics.write(_COLLECT, parts, rollouts=rollouts, successes=kept, filled_fraction=kept / target)
+
+    target = settings.successes_per_task * len(run.tasks)
+    run.metrics.rewind(_COLLECT, parts)
+    already = sum(cursor.successes for cursor in cursors.values())
+    with telemetry.progress(target, "R-SFT collection", unit="success", initial=already) as bar:
+        return n_strikes(
+            lambda task, k: run.train_init(STAGE, task, k),
+            make_request,
+            lambda requests: rollout(run, requests, act, keep_observations=True),
+            tasks=run.tasks,
+            target=settings.successes_per_task,
+            strikes=settings.strikes,
+            wave=settings.wave,
+            max_rollouts_per_task=settings.max_rollouts_per_task,
+            initial=cursors,
+            on_wave=on_wave,
+        )
+
+
+def _part(run: Run, number: int) -> Path:
+    return run.workdir / "rsft" / f"wave_{number:05d}.hdf5"
+
+
+def _parts(run: Run) -> list[Path]:
+    """The stored waves, in order, up to the first gap."""
+    found = []
+    while (path := _part(run, len(found))).exists():
+        found.append(path)
+    return found
+
+
+def _stored_position(run: Run) -> tuple[dict[str, TaskCursor], int]:
+    """Where the collection stands. A damaged wave and those after it, whose counts build on it, are set aside."""
+    cursors: dict[str, TaskCursor] = {}
+    parts = _parts(run)
+    for number, path in enumerate(parts):
+        try:
+            _, attributes = store.read(path, images=False)
+        except store.StoreError as error:
+            for later in parts[number:]:
+                store.quarantine(later, str(error) if later == path else f"{later} builds on a damaged wave")
+            return cursors, number
+        cursors = {task: TaskCursor(**fields) for task, fields in attributes["cursors"].items()}
+    return cursors, len(parts)
+
+
+def _stored(record: EpisodeRecord) -> store.StoredEpisode:
+    decisions = len(record.actions)
+    last = np.arange(decisions) == decisions - 1
+    arrays = {
+        "actions": record.actions,
+        "skills": record.decisions["skill"],
+        "log_probs": record.decisions["log_prob"],
+        "rewards": last.astype(np.float32),
+        "dones": last.astype(np.uint8),
+    }
+    assert record.observations is not None
+    return store.StoredEpisode(record.request.init.name, record.observations, arrays)
+
+
+def success_rows(run: Run) -> Rows:
+    """Every stored decision as a training row: observation columns, `task` [N] and `skill` [N, K]."""
+    episodes = [episode for path in _parts(run) for episode in store.read(path, images=False)[0]]
+    columns: dict = {
+        name: np.concatenate([episode.observations[name] for episode in episodes]) for name in run.spec.lowdim
+    }
+    for name in run.spec.images:
+        columns[name] = StoredImages(
+            [
+                (path, f"data/demo_{number}/obs/{name}")
+                for path in _parts(run)
+                for number in range(len(store.read(path, images=False)[0]))
+            ]
+        )
+    tasks = [run.tasks.index(episode.init.split(":")[1]) for episode in episodes]
+    columns["task"] = np.repeat(np.array(tasks, np.int32), [len(episode) for episode in episodes])
+    columns["skill"] = np.concatenate([episode.arrays["skills"] for episode in episodes]).astype(np.int32)
+    return Rows(columns)
+
+
+def _batches(run: Run, successes: Rows):
+    """`batch(step)` for `fit`: successes, mixed with demonstrations where config.rsft.demo_fraction asks for it."""
+    settings = run.config.rsft
+    demonstrations = round(settings.demo_fraction * settings.batch_size)
+    own = BatchOrder(max(settings.batch_size - demonstrations, 0), len(successes), run.seed(STAGE, "order"))
+    if not demonstrations:
+        return (lambda step: successes.take(own(step))), None
+    training, validation = demonstration_rows(run, run.variables("codebook"))
+    other = BatchOrder(demonstrations, len(training), run.seed(STAGE, "demonstrations"))
+
+    def batch(step: int) -> dict[str, np.ndarray]:
+        first, second = successes.take(own(step)), training.take(other(step))
+        return {name: np.concatenate([first[name], second[name]]) for name in first}
+
+    return batch, validation
+
+
+def _report_tasks(run: Run, cursors: dict[str, TaskCursor]) -> None:
+    target = run.config.rsft.successes_per_task
+    empty = [task for task, cursor in cursors.items() if not cursor.successes]
+    short = [task for task, cursor in cursors.items() if 0 < cursor.successes < target]
+    if empty:
+        telemetry.warn(
+            f"R-SFT: no success for {', '.join(empty)}: left out. The method cannot start from zero (the paper's "
+            "cold-start limit); more demonstrations or a longer imitation stage can help"
+        )
+    if short:
+        telemetry.warn(f"R-SFT: fewer than {target} successes within the budget for {', '.join(short)}")
+    summary = {
+        task: {
+            "rollouts": cursor.rollouts,
+            "successes": cursor.successes + cursor.surplus,
+            "kept": cursor.successes,
+            "states": cursor.states,
+            "states_without_success": cursor.struck_out,
+        }
+        for task, cursor in cursors.items()
+    }
+    atomic_write_text(run.workdir / "rsft_summary.json", json.dumps(summary, indent=2))

@@ -1,0 +1,197 @@
+"""A run: its directory, its lock, its random numbers, and what every stage shares."""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import signal
+import threading
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from cso_jax import config as configs
+from cso_jax import envs, learner, policy, telemetry
+from cso_jax.checkpoints import Checkpoints
+from cso_jax.envs.protocol import EnvSpec, EvalInit, InitState, TrainInit
+from cso_jax.files import atomic_write_text
+from cso_jax.rollout.pool import WorkerPool
+
+# Train indices are cut into ranges so that no two stages of a run, nor two seeds, learn from the same initial state.
+_RANGES = {"demos": 0, "rsft": 1_000_000, "spo": 2_000_000}
+_SEED_STRIDE = 10_000_000
+MAX_SEED = 100
+
+
+class RunError(RuntimeError):
+    """The run cannot go on; the message says why and what to do."""
+
+
+class Stopped(Exception):
+    """The run was asked to stop (SIGTERM, SIGINT) and has saved its state."""
+
+
+@dataclasses.dataclass
+class Run:
+    """What the stages share. `close` ends worker processes and flushes logs."""
+
+    config: ConfigDict
+    workdir: Path
+    settings: dict[str, Any]
+    tasks: tuple[str, ...]
+    spec: EnvSpec
+    networks: policy.Networks
+    mesh: Mesh
+    metrics: telemetry.MetricsLog
+    clock: telemetry.PhaseClock
+    stop: threading.Event
+    _pool: WorkerPool | None = None
+
+    @property
+    def pool(self) -> WorkerPool:
+        """The rollout workers, started at first use."""
+        if self._pool is None:
+            rollout = self.config.rollout
+            self._pool = WorkerPool(
+                envs.make_environments,
+                self.settings,
+                workers=rollout.workers or os.cpu_count() or 1,
+                slots=rollout.slots,
+                step_timeout_s=rollout.step_timeout_s,
+                start_timeout_s=rollout.start_timeout_s,
+                max_attempts=rollout.max_attempts,
+                recycle_after_episodes=rollout.recycle_after_episodes,
+                log=telemetry.log,
+            )
+        return self._pool
+
+    def key(self, *path: str | int) -> jax.Array:
+        """The PRNG key of a place in the run; the same place always has the same key."""
+        key = jax.random.key(self.config.seed)
+        for part in path:
+            key = jax.random.fold_in(key, _number(part))
+        return key
+
+    def seed(self, *path: str | int) -> int:
+        """As `key`, for NumPy."""
+        return int(np.random.SeedSequence([self.config.seed, *map(_number, path)]).generate_state(1)[0])
+
+    def episode_key(self, *path: str | int) -> np.ndarray:
+        """The raw PRNG key, uint32 `[2]`, of an episode."""
+        return np.random.SeedSequence([self.config.seed, *map(_number, path)]).generate_state(2)
+
+    def train_init(self, stage: str, task: str, number: int) -> TrainInit:
+        """The `number`-th initial state of a task that a stage may learn from."""
+        return TrainInit(task, self.config.seed * _SEED_STRIDE + _RANGES[stage] + number)
+
+    def eval_init(self, task: str, number: int) -> EvalInit:
+        """The `number`-th held-out initial state of a task. Seeds have states of their own, so that they pool."""
+        return EvalInit(task, self.config.seed * _SEED_STRIDE + number)
+
+    def checkpoints(self, stage: str) -> Checkpoints:
+        return Checkpoints(self.workdir / "checkpoints" / stage)
+
+    def finished(self, stage: str) -> bool:
+        """Whether the newest readable checkpoint of a stage is its last one."""
+        found = self.checkpoints(stage).restore_latest(None)
+        return found is not None and bool(found[2].get("final"))
+
+    def variables(self, stage: str) -> policy.Variables:
+        """The policy that a finished stage left. Raises RunError where there is none."""
+        found = self.checkpoints(stage).restore_latest(None)
+        if found is None:
+            raise RunError(f"{self.workdir} holds no readable checkpoint of the stage {stage!r}")
+        tree = found[1]
+        # Empty dictionaries are not stored; the networks expect them.
+        return {"batch_stats": {}, **tree["fixed"], **tree["trainable"]}
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+        self.metrics.close()
+
+
+def _number(part: str | int) -> int:
+    return part if isinstance(part, int) else zlib.crc32(part.encode())
+
+
+def task_id(run: Run, init: InitState) -> int:
+    return run.tasks.index(init.task)
+
+
+def open_run(config: ConfigDict, workdir: Path, stop: threading.Event | None = None) -> Run:
+    """Prepare a workdir: refuse one of another config, write its config, build networks and logs.
+
+    Raises RunError with the differences where the workdir was made with a config that gives other results.
+    """
+    if config.seed >= MAX_SEED:
+        raise configs.ConfigError(f"config.seed must be below {MAX_SEED}; got {config.seed}")
+    settings = config.env.to_dict()
+    tasks = envs.task_names(settings)
+    workdir.mkdir(parents=True, exist_ok=True)
+    stored = workdir / "config.json"
+    if stored.exists():
+        differences = configs.differences(json.loads(stored.read_text()), config)
+        if differences:
+            raise RunError(
+                f"{workdir} was made with another config; use another --workdir, or the values it was made with:\n"
+                + "\n".join("  " + line for line in differences)
+            )
+    else:
+        atomic_write_text(stored, configs.to_json(config))
+    spec = envs.spec(settings)
+    return Run(
+        config=config,
+        workdir=workdir,
+        settings=settings,
+        tasks=tasks,
+        spec=spec,
+        networks=policy.build(config, spec, len(tasks)),
+        mesh=learner.make_mesh(),
+        metrics=telemetry.MetricsLog(workdir),
+        clock=telemetry.PhaseClock(),
+        stop=stop or threading.Event(),
+    )
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Hold the workdir for this process. Raises RunError when another process has it."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    with open(workdir / ".lock", "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise RunError(f"{workdir} is in use by {holder}; wait for it, stop it, or choose another --workdir") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()}")
+        file.flush()
+        yield
+
+
+@contextlib.contextmanager
+def stop_on_signals(stop: threading.Event) -> Iterator[None]:
+    """SIGTERM and the first SIGINT set `stop`: the stages save and leave. A second SIGINT interrupts at once."""
+
+    def request(number: int, _frame: Any) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+        telemetry.log(f"{signal.Signals(number).name}: saving, then stopping")
+
+    previous = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,228 @@
+"""Stage spo: groups of episodes from one initial state -> clipped policy-gradient updates of the prior (Algorithm 1)."""
+
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from cso_jax import learner, objectives, telemetry
+from cso_jax.checkpoints import Checkpoints
+from cso_jax.data.packing import minibatches
+from cso_jax.envs.protocol import TrainInit
+from cso_jax.evaluation import rollout
+from cso_jax.learner import LearnerState
+from cso_jax.rollout.actor import make_act
+from cso_jax.rollout.groups import GroupBatch, collect_groups
+from cso_jax.rollout.pool import EpisodeRecord, EpisodeRequest
+from cso_jax.stages.run import Run, RunError, Stopped
+
+STAGE = "spo"
+_EMPTY_ITERATIONS = 3  # in a row without an informative group: the policy has nothing left to learn from
+_DRIFT_ALARM = 1e-3
+
+
+def run_stage(run: Run, start_from: str) -> None:
+    """Improve the policy that the stage `start_from` left for `config.spo.iterations` iterations.
+
+    Raises RunError for a loss that is not finite (nothing of that iteration is saved), Stopped when asked to stop.
+    """
+    if run.finished(STAGE):
+        return
+    settings = run.config.spo
+    optimiser, _ = learner.make_optimiser(
+        learning_rate=settings.learning_rate, weight_decay=settings.weight_decay, clip_norm=settings.clip_norm
+    )
+    parts = learner.PRIOR_PARTS if settings.freeze_encoder else learner.POLICY_PARTS
+    state = learner.start(run.variables(start_from), parts, optimiser)
+    update = learner.surrogate_update(
+        run.networks,
+        optimiser,
+        run.mesh,
+        unit=settings.unit,
+        clip_low=settings.clip_low,
+        clip_high=settings.clip_high,
+        average=settings.average,
+        length_normalise=settings.length_normalise,
+        temperature=run.config.sampling.temperature,
+        entropy_bonus=settings.entropy_bonus,
+        freeze_encoder=settings.freeze_encoder,
+    )
+    checkpoints = run.checkpoints(STAGE)
+    state, first, memory = _resume(checkpoints, state, run)
+    run.metrics.rewind(STAGE, first)
+    empty = 0
+    with telemetry.progress(settings.iterations, "SPO", unit="iteration", initial=first) as bar:
+        for iteration in range(first, settings.iterations):
+            started = time.monotonic()
+            groups = _collect(run, state, iteration, memory)
+            if groups.kept_count:
+                state, metrics = _improve(run, state, update, groups, iteration)
+                empty = 0
+            else:
+                metrics = {}
+                empty += 1
+                telemetry.warn(
+                    f"SPO iteration {iteration + 1}: no informative group among {groups.drawn} "
+                    f"({groups.all_success} all successes, {groups.all_failure} all failures); no update"
+                )
+            final = iteration + 1 == settings.iterations or empty == _EMPTY_ITERATIONS
+            if final or (iteration + 1) % settings.checkpoint_every == 0 or run.stop.is_set():
+                with run.clock.phase("checkpoint"):
+                    meta = {"stage": STAGE, "final": final, "frontier": memory}
+                    checkpoints.save(iteration + 1, jax.device_get(state), meta)
+            row = _summary(groups) | metrics | {"seconds": time.monotonic() - started}
+            run.metrics.write(STAGE, iteration + 1, **row)
+            bar.set_postfix({name: row[name] for name in ("train_success", "clip_fraction") if name in row})
+            bar.update()
+            if final:
+                break
+            if run.stop.is_set():
+                raise Stopped(STAGE)
+    if empty == _EMPTY_ITERATIONS:
+        telemetry.warn(
+            f"SPO ended after iteration {iteration + 1}: {empty} iterations in a row had no informative group. The "
+            "tasks are solved or hopeless for this policy; see config.env.tasks, config.spo.max_groups"
+        )
+    checkpoints.close()
+
+
+def _resume(checkpoints: Checkpoints, state: LearnerState, run: Run) -> tuple[LearnerState, int, dict[str, list]]:
+    found = checkpoints.restore_latest(state)
+    memory: dict[str, list] = {task: [1.0, 2.0] for task in run.tasks}
+    if found is None:
+        return learner.replicate(state, run.mesh), 0, memory
+    step, stored, meta = found
+    state = jax.tree.map(lambda value, like: jax.numpy.asarray(value, like.dtype), stored, state)
+    return learner.replicate(state, run.mesh), step, meta["frontier"]
+
+
+def _collect(run: Run, state: LearnerState, iteration: int, memory: dict[str, list]) -> GroupBatch:
+    """Groups under the current policy; `memory`, the record of which tasks give mixed groups, is brought up to date."""
+    settings = run.config.spo
+    keep = ("skill", "log_prob", "support") + (("context",) if settings.freeze_encoder else ())
+    act = make_act(
+        run.networks,
+        state.variables,
+        run.tasks,
+        temperature=run.config.sampling.temperature,
+        top_k=run.config.sampling.top_k,
+        execution_horizon=run.config.execution_horizon,
+        keep=keep,
+        clock=run.clock,
+    )
+    tasks = _task_order(run, iteration, memory)
+
+    def draw_init(number: int) -> TrainInit:
+        return run.train_init(STAGE, tasks[number], iteration * settings.max_groups + number)
+
+    def make_request(init: TrainInit, attempt: int) -> EpisodeRequest:
+        return EpisodeRequest(init, run.episode_key(STAGE, init.task, init.index, attempt))
+
+    outcomes: list[EpisodeRecord] = []
+
+    def run_wave(requests: list[EpisodeRequest]) -> list[EpisodeRecord]:
+        records = rollout(run, requests, act, keep_observations=not settings.freeze_encoder)
+        outcomes.extend(records)
+        return records
+
+    groups = collect_groups(
+        draw_init,
+        make_request,
+        run_wave,
+        groups=settings.groups,
+        group_size=settings.group_size,
+        wave_groups=settings.wave_groups,
+        max_groups=settings.max_groups,
+    )
+    for task in memory:
+        memory[task] = [0.8 * value for value in memory[task]]
+    for first in range(0, len(outcomes), settings.group_size):
+        group = outcomes[first : first + settings.group_size]
+        wins = sum(record.success for record in group)
+        mixed, drawn = memory[group[0].request.init.task]
+        memory[group[0].request.init.task] = [mixed + (0 < wins < len(group)), drawn + 1]
+    return groups
+
+
+def _task_order(run: Run, iteration: int, memory: dict[str, list]) -> list[str]:
+    """The task of each group that this iteration may draw.
+
+    Uniform: shuffled rounds over all tasks. Frontier: in proportion to how often a task's groups were mixed lately
+    (an exponentially forgotten count that starts at 1 of 2), with a floor that keeps looking at every task.
+    """
+    settings = run.config.spo
+    rng = np.random.default_rng(run.seed(STAGE, "tasks", iteration))
+    if not settings.frontier_sampling:
+        rounds = -(-settings.max_groups // len(run.tasks))
+        return [task for _ in range(rounds) for task in rng.permutation(run.tasks)][: settings.max_groups]
+    weights = np.array([(memory[task][0] + 0.1) / (memory[task][1] + 0.2) for task in run.tasks])
+    weights = np.maximum(weights, 0.05)
+    return list(rng.choice(run.tasks, settings.max_groups, p=weights / weights.sum()))
+
+
+def _improve(
+    run: Run, state: LearnerState, update: learner.Update, groups: GroupBatch, iteration: int
+) -> tuple[LearnerState, dict[str, float]]:
+    """`config.spo.epochs` passes over the kept groups; returns the state and the means over the updates."""
+    settings = run.config.spo
+    rewards = np.array([[record.success for record in group] for group in groups.kept], np.float32)
+    advantages = objectives.group_advantage(
+        rewards, baseline=settings.baseline, normalise_std=settings.normalise_std
+    )
+    records = [record for group in groups.kept for record in group]
+    columns = [_columns(run, record) for record in records]
+    collected: list[dict[str, Any]] = []
+    with run.clock.phase("update"):
+        for epoch in range(settings.epochs):
+            seed = run.seed(STAGE, "order", iteration, epoch)
+            for batch in minibatches(
+                columns, np.asarray(advantages).ravel(), size=settings.minibatch_skills, seed=seed
+            ):
+                state, metrics = update(state, learner.shard(batch, run.mesh), run.key(STAGE))
+                collected.append(metrics)
+        rows = jax.device_get(collected)
+    losses = np.array([row["loss"] for row in rows])
+    if not np.isfinite(losses).all():
+        raise RunError(
+            f"SPO iteration {iteration + 1}: the loss became {losses[~np.isfinite(losses)][0]}; nothing of this "
+            "iteration was saved. Lower config.spo.learning_rate"
+        )
+    means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    drift = float(rows[0]["max_abs_token_log_ratio"])
+    if drift > _DRIFT_ALARM:
+        telemetry.warn(
+            f"before its first update the policy's log-probabilities differ from those stored at rollout by up to "
+            f"{drift:.2g}: the importance ratio does not start at 1"
+        )
+    means |= {"log_prob_drift": drift, "updates": len(rows), "clip_fraction_last": float(rows[-1]["clip_fraction"])}
+    return state, means
+
+
+def _columns(run: Run, record: EpisodeRecord) -> dict[str, np.ndarray]:
+    columns = dict(record.decisions)
+    if not run.config.spo.freeze_encoder:
+        assert record.observations is not None
+        columns |= {f"observation/{name}": values for name, values in record.observations.items()}
+        task = run.tasks.index(record.request.init.task)
+        columns["observation/task"] = np.full(len(record.actions), task, np.int32)
+    return columns
+
+
+def _summary(groups: GroupBatch) -> dict[str, float]:
+    kept = [record for group in groups.kept for record in group]
+
+    def mean_steps(success: bool) -> float:
+        steps = [record.steps for record in kept if record.success == success]
+        return float(np.mean(steps)) if steps else float("nan")
+
+    return {
+        "train_success": groups.success_rate,
+        "informative_fraction": (groups.drawn - groups.all_success - groups.all_failure) / max(groups.drawn, 1),
+        "groups_drawn": groups.drawn,
+        "groups_kept": groups.kept_count,
+        "episodes": len(kept),
+        "skills": sum(len(record.actions) for record in kept),
+        "mean_steps_success": mean_steps(True),
+        "mean_steps_failure": mean_steps(False),
+    }

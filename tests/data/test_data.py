@@ -1,0 +1,122 @@
+"""Episode files, chunk windows, batch order and packing."""
+
+import h5py
+import numpy as np
+import pytest
+
+from cso_jax.data import store
+from cso_jax.data.dataset import BatchOrder, ChunkWindows, Rows, StoredImages, prefetched
+from cso_jax.data.packing import minibatches
+
+
+def episode(steps, seed=0, images=False):
+    rng = np.random.default_rng(seed)
+    observations = {"state": rng.normal(size=(steps, 3)).astype(np.float32)}
+    if images:
+        observations["camera"] = rng.integers(0, 255, (steps, 8, 8, 3), np.uint8)
+    return store.StoredEpisode(f"train:reach-v3:{seed}", observations, {"actions": rng.normal(size=(steps, 4))})
+
+
+def test_store_round_trip(tmp_path):
+    path = tmp_path / "reach.hdf5"
+    episodes = [episode(5, 0, images=True), episode(12, 1, images=True)]
+    store.write(path, episodes, {"attempts": 3, "env_args": {"task": "reach-v3"}})
+    read, attributes = store.read(path)
+    assert attributes["attempts"] == 3 and attributes["env_args"] == {"task": "reach-v3"} and attributes["total"] == 17
+    for before, after in zip(episodes, read, strict=True):
+        assert before.init == after.init
+        np.testing.assert_array_equal(before.arrays["actions"], after.arrays["actions"])
+        np.testing.assert_array_equal(before.observations["camera"], after.observations["camera"])
+    assert "camera" not in store.read(path, images=False)[0][0].observations
+
+
+def test_layout_is_that_of_robomimic(tmp_path):
+    path = tmp_path / "reach.hdf5"
+    store.write(path, [episode(5)], {})
+    with h5py.File(path) as file:
+        assert file["data"].attrs["total"] == 5
+        assert file["data/demo_0"].attrs["num_samples"] == 5
+        assert file["data/demo_0/obs/state"].shape == (5, 3)
+        assert file["data/demo_0/actions"].shape == (5, 4)
+
+
+def test_truncated_file_is_refused(tmp_path):
+    path = tmp_path / "reach.hdf5"
+    store.write(path, [episode(500)], {})
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(store.StoreError, match="not a complete episode file"):
+        store.read(path)
+    moved = store.quarantine(path, "damaged")
+    assert moved.exists() and not path.exists()
+    with pytest.raises(store.StoreError, match="no episode file"):
+        store.read(path)
+
+
+def test_failed_write_keeps_the_old_file(tmp_path):
+    path = tmp_path / "reach.hdf5"
+    store.write(path, [episode(5)], {})
+    with pytest.raises(TypeError):
+        store.write(path, [episode(6)], {"bad": object()})
+    assert len(store.read(path)[0][0]) == 5
+    assert [p.name for p in tmp_path.iterdir()] == ["reach.hdf5"]
+
+
+def test_windows_repeat_the_last_action():
+    windows = ChunkWindows([np.arange(3.0)[:, None], np.arange(10, 14.0)[:, None]], chunk_length=3)
+    assert len(windows) == 7
+    taken = windows.take(np.array([0, 1, 2, 3, 5, 6]))[..., 0]
+    np.testing.assert_array_equal(
+        taken, [[0, 1, 2], [1, 2, 2], [2, 2, 2], [10, 11, 12], [12, 13, 13], [13, 13, 13]]
+    )
+
+
+def test_batch_order_is_a_stream_of_permutations():
+    order = BatchOrder(4, 10, seed=3)
+    stream = np.concatenate([order(step) for step in range(5)])
+    assert sorted(stream[:10]) == sorted(stream[10:]) == list(range(10))
+    # A resumed run starts in the middle.
+    np.testing.assert_array_equal(BatchOrder(4, 10, seed=3)(3), stream[12:16])
+    assert BatchOrder(25, 10, seed=0)(0).shape == (25,)
+
+
+def test_stored_images_are_rows(tmp_path):
+    paths = [tmp_path / "a.hdf5", tmp_path / "b.hdf5"]
+    episodes = [episode(5, 0, images=True), episode(7, 1, images=True)]
+    for path, one in zip(paths, episodes, strict=True):
+        store.write(path, [one], {})
+    images = StoredImages([(path, "data/demo_0/obs/camera") for path in paths])
+    both = np.concatenate([one.observations["camera"] for one in episodes])
+    rows = np.array([11, 0, 5, 4])
+    np.testing.assert_array_equal(images[rows], both[rows])
+    taken = Rows({"camera": images, "task": np.arange(12)}).take(rows)
+    np.testing.assert_array_equal(taken["task"], rows)
+    with pytest.raises(ValueError, match="equally many rows"):
+        Rows({"camera": images, "task": np.arange(3)})
+
+
+def test_prefetched_is_in_order():
+    assert list(prefetched(lambda step: step * step, 2, 5)) == [(2, 4), (3, 9), (4, 16)]
+    assert list(prefetched(lambda step: step, 5, 5)) == []
+
+
+def test_minibatches_hold_whole_episodes():
+    lengths = [3, 5, 2, 4, 1]
+    episodes = [{"skill": np.full((length, 2), index)} for index, length in enumerate(lengths)]
+    advantages = np.array([0.5, -0.5, 0.25, -0.25, 1.0])
+    batches = minibatches(episodes, advantages, size=6, seed=0)
+    seen = {}
+    for batch in batches:
+        assert all(len(column) == 6 for column in batch.values())
+        real = batch["mask"] == 1
+        for identity in np.unique(batch["episode_id"][real]):
+            rows = real & (batch["episode_id"] == identity)
+            index = int(batch["skill"][rows][0, 0])
+            assert (batch["skill"][rows] == index).all()
+            assert rows.sum() == lengths[index]
+            np.testing.assert_allclose(batch["advantage"][rows], advantages[index])
+            seen[index] = seen.get(index, 0) + 1
+        assert (batch["advantage"][~real] == 0).all()
+    assert seen == dict.fromkeys(range(5), 1)
+    with pytest.raises(ValueError, match="an episode has 5 skills"):
+        minibatches(episodes, advantages, size=4, seed=0)

@@ -1,0 +1,186 @@
+"""The report holds every number with its n, and lives with whatever a run has on disk."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from cso_jax import report
+from cso_jax.report import page, plots, tables
+
+VOID = {"meta", "img", "br", "link", "input", "hr"}
+OPTIONAL = [
+    "config.json", "results.json", "episodes.jsonl", "metrics.jsonl", "timing.json", "codebook_usage.json",
+    "rsft_summary.json", "videos",
+]  # fmt: skip
+
+
+class Checker(HTMLParser):
+    """Collects tags and complains about elements that are not closed in order."""
+
+    def __init__(self):
+        super().__init__()
+        self.stack, self.tags, self.attributes, self.text = [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.stack.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        assert self.stack.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def check(path):
+    checker = Checker()
+    checker.feed(path.read_text("utf-8"))
+    checker.close()
+    assert checker.stack == []
+    return checker
+
+
+def remove(path):
+    if path.is_dir():
+        for item in path.iterdir():
+            item.unlink()
+        path.rmdir()
+    else:
+        path.unlink()
+
+
+def test_page_is_well_formed_and_complete(full_run):
+    path = report.build(full_run)
+    assert path == full_run / "report.html"
+    checker = check(path)
+    text = " ".join(checker.text)
+    for expected in ("metaworld_5", "3f9c2a1b", "n = 100 episodes, 5 tasks", "Where the time went", "R-SFT collection"):
+        assert expected in text
+    assert checker.tags.count("svg") == 17
+    assert checker.tags.count("img") == 3
+    assert "two_words · SPO · success" in text
+    ids = [value for name, value in checker.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+
+
+def test_page_asks_nothing_of_the_network(full_run):
+    content = report.build(full_run).read_text("utf-8")
+    assert not re.search(r"(https?:)?//[a-z]", re.sub(r"base64,[A-Za-z0-9+/=]*", "", content))
+    assert "<script" not in content
+    for reference in re.findall(r'(?:src|href)="([^"]*)"', content):
+        assert reference.startswith(("data:image/gif;base64,", "#"))
+    assert re.findall(r"url\(([^)]{2})", content) == ["#p"] * content.count("url(")
+
+
+def test_page_escapes_what_the_run_wrote(full_run):
+    content = report.build(full_run).read_text("utf-8")
+    assert "<b> & co" not in content
+    assert "&lt;b&gt; &amp; co" in content
+
+
+def test_plots_take_their_colours_from_the_page(full_run):
+    content = report.build(full_run).read_text("utf-8")
+    svgs = re.findall(r"<svg.*?</svg>", content, flags=re.S)
+    assert all("var(--ink)" in svg or "var(--muted)" in svg for svg in svgs)
+    assert not [svg for svg in svgs if re.search(r"#[0-9a-f]{6}\b(?!-)", svg)]
+
+
+def test_text_tables_carry_n_and_intervals(full_run):
+    text = report.text_tables(full_run)
+    lines = text.splitlines()
+    assert re.search(r"all tasks +\d+\.\d % \[\d+, \d+\] \(\d+/100\)", text)
+    assert re.search(r"push-v3 +\d+\.\d % \[\d+, \d+\] \(\d+/20\)", text)
+    assert "n = 100 paired episodes" in text
+    assert next(line for line in lines if line.startswith("Imitation → SPO")).endswith("improvement.")
+    assert "Codebook: 800 of 1000 codes used (80.0 %)" in text
+
+
+def test_rows_are_sorted_by_the_last_stage(full_run):
+    table = tables.success_table(tables.load_run(full_run))
+    rates = [row[3].rate for row in table.rows[1:]]
+    assert table.rows[0][0] == "all tasks"
+    assert rates == sorted(rates, reverse=True)
+
+
+@pytest.mark.parametrize("missing", OPTIONAL)
+def test_any_one_input_may_be_missing(full_run, missing):
+    remove(full_run / missing)
+    check(report.build(full_run))
+    assert report.text_tables(full_run)
+
+
+def test_an_empty_directory_has_a_report(tmp_path):
+    assert "No stage has been evaluated yet." in " ".join(check(report.build(tmp_path)).text)
+    assert report.text_tables(tmp_path) == "No stage has been evaluated yet.\n"
+    with pytest.raises(FileNotFoundError, match="no run directory"):
+        report.build(tmp_path / "nowhere")
+
+
+def test_results_fall_back_on_the_episodes(full_run):
+    with_results = tables.load_run(full_run).results
+    remove(full_run / "results.json")
+    assert tables.load_run(full_run).results == with_results
+
+
+def test_an_unreadable_file_is_named_not_fatal(full_run):
+    (full_run / "results.json").write_text("{")
+    assert "results.json could not be read" in " ".join(check(report.build(full_run)).text)
+    assert report.text_tables(full_run).startswith("results.json could not be read")
+
+
+def test_a_stage_that_did_not_run_is_left_out(full_run):
+    results = json.loads((full_run / "results.json").read_text())
+    del results["spo"], results["rsft"]["push-v3"]
+    (full_run / "results.json").write_text(json.dumps(results))
+    run = tables.load_run(full_run)
+    assert run.stages == ["imitation", "rsft"]
+    assert [sentence[0].split(":")[0] for sentence in tables.comparison_sentences(run)] == ["Imitation → R-SFT"]
+    assert tables.success_table(run).rows[-1][2] == tables.NONE
+    check(report.build(full_run))
+
+
+def test_comparison_in_plain_words():
+    def run(before, after):
+        sides = {"imitation": before, "rsft": after}
+        episodes = {
+            stage: [{"task": "a", "init": i, "seed": 0, "success": s} for i, s in enumerate(side)]
+            for stage, side in sides.items()
+        }
+        return tables.Run(None, {}, "", tables._results_of_episodes(episodes), episodes, {}, {}, [], {}, [])
+
+    assert tables.comparison_sentences(run([0, 1], [1, 0]))[0][0].endswith("no demonstrable difference.")
+    text, _ = tables.comparison_sentences(run([0] * 20 + [1], [1] * 20 + [1]))[0]
+    assert "+95.2 points" in text and "n = 21 paired episodes, 20 gained, 0 lost, exact p < 0.001" in text
+    assert text.endswith(": improvement.")
+
+
+def test_videos_beyond_the_limit_are_counted(full_run, monkeypatch):
+    monkeypatch.setattr(page, "VIDEO_LIMIT", 0)
+    checker = check(report.build(full_run))
+    assert "img" not in checker.tags
+    assert "3 more in the folder videos" in " ".join(checker.text)
+
+
+def test_running_mean_by_hand():
+    assert plots.running_mean([1, 2, 3, 4], 3) == [1.5, 2, 3, 3.5]
+    assert plots.running_mean([1, 3], 2) == [1, 2]
+
+
+def test_find_value_searches_every_level():
+    assert plots.find_value({"a": {"b": 1}, "c": {"d": {"clip_low": 0.93}}}, "clip_low") == 0.93
+    assert plots.find_value({"clip_low": None}, "clip_low") is None
+
+
+def test_series_skip_rows_without_a_value(full_run):
+    (full_run / "metrics.jsonl").write_text(
+        '{"stage":"spo","step":1,"entropy":null}\n{"stage":"spo","step":2,"entropy":3}\n'
+    )
+    assert tables.load_run(full_run).series("spo", "entropy") == ([2.0], [3.0])
