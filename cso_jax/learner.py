@@ -16,7 +16,7 @@ from flax import struct, traverse_util
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from cso_jax import objectives, policy
-from cso_jax.networks.augment import augment_images
+from cso_jax.networks.augment import augment
 from cso_jax.policy import Networks, Variables
 
 Batch = dict[str, Any]
@@ -139,7 +139,7 @@ def codebook_update(networks: Networks, optimiser: optax.GradientTransformation,
 
 
 def imitation_update(
-    networks: Networks, optimiser: optax.GradientTransformation, mesh: Mesh, *, augment: bool
+    networks: Networks, optimiser: optax.GradientTransformation, mesh: Mesh, *, augment_images: bool
 ) -> Update:
     """One step of Eq. 2 (or Eq. 6) on encoder and prior. Batch: `observation` entries, `skill` `[B, K]`.
 
@@ -149,8 +149,11 @@ def imitation_update(
     def update(state: LearnerState, batch: Batch, key: jax.Array):
         observation = {name: value for name, value in batch.items() if name != "skill"}
         keys = jax.random.split(key, 3)
-        if augment:
-            observation = augment_images(keys[0], observation)
+        if augment_images:
+            observation = {
+                name: augment(jax.random.fold_in(keys[0], number), value) if value.ndim == 4 else value
+                for number, (name, value) in enumerate(sorted(observation.items()))
+            }
         normalised = policy.normalise(state.fixed, observation)
 
         def loss_fn(trainable):

@@ -96,13 +96,15 @@ def _supervised(config, workdir: Path) -> int:
     from cso_jax.rollout.pool import RolloutError
     from cso_jax.stages.run import RunError, Stopped, locked, stop_on_signals
 
-    expected = (configs.ConfigError, RunError, RolloutError, StoreError, CheckpointError, gl.GLError)
+    expected = (configs.ConfigError, RunError, RolloutError, StoreError, CheckpointError)
     stop = threading.Event()
     try:
         with locked(workdir), stop_on_signals(stop):
             telemetry.log(f"workdir {workdir}")
-            if config.env.name != "fake":
+            try:
                 gl.configure_gl(config.env.obs)
+            except RuntimeError as error:
+                return _fail(error)
             cascade(config, workdir, stop)
     except expected as error:
         return _fail(error)

@@ -1,65 +1,52 @@
-"""MetaWorld (v3 tasks): state or camera observations, exact replay of initial states, and a fast simulator step.
+"""MetaWorld (v3 tasks) behind the environment protocol: state or camera observations, success-latched episodes, videos.
 
-`Simulator` wraps one MetaWorld environment object and gives the numbers that MetaWorld's own `reset` and `step` give,
-bit for bit, in less than half the time. A slot environment borrows a simulator of the right task for one episode at a
-time from a pool that all slots of its process share.
+A slot environment borrows a simulator of the right task for one episode at a time, from a pool that all slots of its
+process share. Cameras are drawn once per chunk, when the policy looks.
 """
 
-import copy
 import dataclasses
-import difflib
 import functools
 import logging
-import math
 import time
-import types
-import warnings
-from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from cso_jax.envs.gl import RendererCache, configure_gl
-from cso_jax.envs.protocol import INDEX_LIMIT, ChunkResult, Environment, EnvSpec, EvalInit, InitState, Observation
-from cso_jax.envs.protocol import TrainInit
-
-ML45_TEST = ("bin-picking-v3", "box-close-v3", "hand-insert-v3", "door-lock-v3", "door-unlock-v3")
-ML45_TRAIN = tuple(
-    f"{name}-v3"
-    for name in (
-        "assembly basketball button-press-topdown button-press-topdown-wall button-press button-press-wall "
-        "coffee-button coffee-pull coffee-push dial-turn disassemble door-close door-open drawer-close drawer-open "
-        "faucet-open faucet-close hammer handle-press-side handle-press handle-pull-side handle-pull lever-pull "
-        "pick-place-wall pick-out-of-hole push-back pick-place plate-slide plate-slide-side plate-slide-back "
-        "plate-slide-back-side peg-insert-side peg-unplug-side soccer stick-push stick-pull push-wall push "
-        "reach-wall reach shelf-place sweep-into sweep window-open window-close"
-    ).split()
+from cso_jax.envs.metaworld_simulator import ACTION_DIM, STATE_DIM, Simulator, SimulatorPool, task_names, task_sets
+from cso_jax.envs.protocol import (
+    INDEX_LIMIT,
+    ChunkResult,
+    Environment,
+    EnvSpec,
+    EvalInit,
+    InitState,
+    Observation,
+    TrainInit,
 )
+
+__all__ = [
+    "MetaWorldEnvironment",
+    "Observer",
+    "Settings",
+    "make_environments",
+    "process_pool",
+    "renderer",
+    "seed_of",
+    "spec",
+    "task_names",
+    "task_sets",
+]
+
 MAX_HORIZON = 500
 """MetaWorld raises an error at step 501."""
 
-ACTION_DIM = 4
-STATE_DIM = 39
 HAND_DIM = 4
 # A renderer weighs 30-80 MB: many tasks in one process would fill the memory, too few would be rebuilt all the time.
 _MIN_RENDERERS = 16
-_FRAME_DIM = 18
 
 _logger = logging.getLogger(__name__)
-
-
-def task_sets() -> dict[str, tuple[str, ...]]:
-    """The named sets of tasks: ML45-train (45 tasks), ML45-test (5) and MT50 (both)."""
-    return {"ML45-train": ML45_TRAIN, "ML45-test": ML45_TEST, "MT50": (*ML45_TRAIN, *ML45_TEST)}
-
-
-def task_names(which: str) -> tuple[str, ...]:
-    """The tasks of one set of `task_sets`. Raises ValueError for an unknown set."""
-    sets = task_sets()
-    if which not in sets:
-        raise ValueError(f"there is no task set {which!r}; there are {', '.join(sets)}")
-    return sets[which]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,158 +117,6 @@ def seed_of(init: InitState) -> int:
     if isinstance(init, EvalInit):
         return init.index + INDEX_LIMIT
     raise TypeError(f"an initial state is a TrainInit or an EvalInit, got {init!r}")
-
-
-class Simulator:
-    """One MetaWorld environment object with a visible goal, reset exactly and stepped fast.
-
-    Observations are float64 `[39]`: 18 numbers of this step, the same 18 of the step before, the goal's position.
-    """
-
-    def __init__(self, task: str) -> None:
-        """Build the environment of `task` (0.2 s, 4 MB). Raises ValueError for an unknown task, with near names."""
-        import mujoco
-
-        self.task = task
-        self._mujoco = mujoco
-        self._env = _build(task)
-        self.model, self.data = self._env.model, self._env.data
-        space = self._env.sawyer_observation_space
-        self._low, self._high = space.low, space.high
-        self._hand = self.data.body("hand").xpos
-        self._fingers = self.data.body("rightclaw").xpos, self.data.body("leftclaw").xpos
-        self._tips = self.data.site("rightEndEffector").xpos, self.data.site("leftEndEffector").xpos
-        self._pads = self.data.geom("leftpad_geom").id, self.data.geom("rightpad_geom").id
-        self._replace_slow_methods()
-        self._attributes = dict(self._env.__dict__)
-        self._positions = self.model.body_pos.copy(), self.model.site_pos.copy()
-
-    def reset(self, seed: int) -> np.ndarray:
-        """Start over from the initial state of `seed`; the same bits whatever happened before. Returns `[39]`."""
-        from gymnasium.utils import seeding
-
-        env = self._env
-        self._restore()
-        env.np_random, _ = seeding.np_random(seed)
-        # MetaWorld resets twice: the first pass draws a layout whose body positions the second one starts from, and
-        # simulates the hand for 250 steps which are then thrown away. Only that simulation is left out here.
-        env._reset_hand = self._hand_where_it_is
-        self._mujoco.mj_resetData(self.model, self.data)
-        self._mujoco.mj_forward(self.model, self.data)
-        env.reset_model()
-        env._reset_hand = self._reset_hand
-        self._mujoco.mj_resetData(self.model, self.data)
-        observation = env.reset_model()
-        env._prev_obs = observation[:_FRAME_DIM].copy()
-        observation[_FRAME_DIM : 2 * _FRAME_DIM] = env._prev_obs
-        return observation
-
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, bool]:
-        """Execute `action` (float32 `[4]` within [-1, 1]). Returns the observation `[39]` and whether this is success.
-
-        Does what `SawyerXYZEnv.step` does, without its checks and bookkeeping. The final `mj_forward` has to stay:
-        it sets the solver's starting point for the next step.
-        """
-        env, data = self._env, self.data
-        target = data.mocap_pos + action[:3] * env.action_scale
-        data.mocap_pos[:] = np.minimum(np.maximum(target, env.mocap_low), env.mocap_high)
-        data.mocap_quat[:] = (1.0, 0.0, 1.0, 0.0)
-        data.ctrl[0] = action[3]
-        data.ctrl[1] = -action[3]
-        self._mujoco.mj_step(self.model, data, nstep=env.frame_skip)
-        env.curr_path_length += 1
-        self._mujoco.mj_forward(self.model, data)
-        observation = np.minimum(np.maximum(env._get_obs(), self._low), self._high)
-        _, info = env.evaluate_state(observation, action)
-        return observation, bool(info["success"])
-
-    def _replace_slow_methods(self) -> None:
-        env = self._env
-        env._get_curr_obs_combined_no_goal = self._frame
-        env._reset_hand = self._reset_hand
-        env.touching_object = self._touching
-        # Shapes the reward, on which no task's success depends; half of the time of a step for some tasks.
-        env._gripper_caging_reward = lambda *args, **kwargs: 0.0
-        method = type(env)._get_quat_objects
-        if "Rotation" in method.__code__.co_names:
-            light = types.FunctionType(method.__code__, {**method.__globals__, "Rotation": _Rotation})
-            env._get_quat_objects = types.MethodType(light, env)
-
-    def _restore(self) -> None:
-        attributes = self._env.__dict__
-        attributes.clear()
-        for name, value in self._attributes.items():
-            attributes[name] = _fresh(value)
-        self.model.body_pos[:], self.model.site_pos[:] = self._positions
-
-    def _frame(self) -> np.ndarray:
-        env = self._env
-        frame = np.zeros(_FRAME_DIM)
-        frame[:3] = self._hand
-        apart = self._fingers[0] - self._fingers[1]
-        frame[3] = min(max(math.sqrt(apart.dot(apart)) / 0.1, 0.0), 1.0)
-        positions, quaternions = env._get_pos_objects(), env._get_quat_objects()
-        for index in range(len(positions) // 3):
-            start = 4 + 7 * index
-            frame[start : start + 3] = positions[3 * index : 3 * index + 3]
-            frame[start + 3 : start + 7] = quaternions[4 * index : 4 * index + 4]
-        return frame
-
-    def _reset_hand(self, steps: int = 50) -> None:
-        env, data = self._env, self.data
-        data.mocap_pos[:] = env.hand_init_pos
-        data.mocap_quat[:] = (1.0, 0.0, 1.0, 0.0)
-        data.ctrl[:] = (-1.0, 1.0)
-        self._mujoco.mj_step(self.model, data, nstep=steps * env.frame_skip)
-        self._hand_where_it_is()
-
-    def _hand_where_it_is(self, steps: int = 50) -> None:
-        del steps
-        self._env.init_tcp = (self._tips[0] + self._tips[1]) / 2.0
-
-    def _touching(self, geom: int) -> bool:
-        contact = self.data.contact
-        pairs, rows = contact.geom, contact.efc_address
-        of_object = (pairs == geom).any(axis=1)
-        for pad in self._pads:
-            touching = of_object & (pairs == pad).any(axis=1)
-            if not sum(self.data.efc_force[rows[touching]]) > 0:
-                return False
-        return True
-
-
-class SimulatorPool:
-    """The idle simulators of a process, by task; above `capacity` in all, the least recently used idle one goes."""
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.in_use = 0
-        self._idle: OrderedDict[int, Simulator] = OrderedDict()
-
-    def __len__(self) -> int:
-        """Simulators alive, idle and in use."""
-        return self.in_use + len(self._idle)
-
-    def acquire(self, task: str) -> Simulator:
-        """A simulator of `task` that nobody else uses. Raises ValueError for an unknown task."""
-        for key in reversed(self._idle):
-            if self._idle[key].task == task:
-                self.in_use += 1
-                return self._idle.pop(key)
-        self._evict(self.capacity - 1)
-        simulator = Simulator(task)
-        self.in_use += 1
-        return simulator
-
-    def release(self, simulator: Simulator) -> None:
-        """Give a simulator back."""
-        self.in_use -= 1
-        self._idle[id(simulator)] = simulator
-        self._evict(self.capacity)
-
-    def _evict(self, limit: int) -> None:
-        while self._idle and len(self) > limit:
-            self._idle.popitem(last=False)
 
 
 @functools.cache
@@ -404,59 +239,6 @@ class MetaWorldEnvironment:
         if frame is not None:
             frames.append(frame)
         return time.perf_counter() - start
-
-
-class _Rotation:
-    """As much of scipy's Rotation as MetaWorld's observations use; same formula, same bits, a twentieth of the time."""
-
-    def __init__(self, quaternion: np.ndarray) -> None:
-        self._quaternion = quaternion
-
-    @classmethod
-    def from_matrix(cls, matrix: np.ndarray) -> "_Rotation":
-        m = matrix.tolist()
-        trace = m[0][0] + m[1][1] + m[2][2]
-        candidates = [m[0][0], m[1][1], m[2][2], trace]
-        i = candidates.index(max(candidates))
-        if i == 3:
-            quaternion = [m[2][1] - m[1][2], m[0][2] - m[2][0], m[1][0] - m[0][1], 1 + trace]
-        else:
-            j, k = (i + 1) % 3, (i + 2) % 3
-            quaternion = [0.0, 0.0, 0.0, m[k][j] - m[j][k]]
-            quaternion[i] = 1 - trace + 2 * m[i][i]
-            quaternion[j] = m[j][i] + m[i][j]
-            quaternion[k] = m[k][i] + m[i][k]
-        x, y, z, w = quaternion
-        norm = math.sqrt(x * x + y * y + z * z + w * w)
-        return cls(np.array([x / norm, y / norm, z / norm, w / norm]))
-
-    def as_quat(self) -> np.ndarray:
-        return self._quaternion
-
-
-def _build(task: str) -> Any:
-    if task not in task_names("MT50"):
-        near = difflib.get_close_matches(task, task_names("MT50"), n=3)
-        hint = f"; did you mean {', '.join(near)}?" if near else "; the names end in -v3"
-        raise ValueError(f"MetaWorld has no task {task!r}{hint}")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # gymnasium's remarks on MetaWorld's number types
-        from metaworld.env_dict import ENV_CLS_MAP
-
-        env = ENV_CLS_MAP[task]()
-    env._partially_observable = False
-    # Cached while the goal was hidden: it would clip the goal to zero in every step but not in the reset.
-    env.__dict__.pop("sawyer_observation_space", None)
-    env._set_task_called = True
-    env.seeded_rand_vec = True
-    env._freeze_rand_vec = False
-    return env
-
-
-def _fresh(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return value.copy() if value.flags.owndata else value  # a view shows the simulator's own memory
-    return copy.deepcopy(value) if type(value) in (dict, list) else value
 
 
 @functools.cache

@@ -53,6 +53,11 @@ def layer_norm(name: str | None = None) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name=name)
 
 
+def gelu(x: jax.Array) -> jax.Array:
+    """Exact GELU in torch's form; jax.nn.gelu goes through erfc, which takes twice the time on a CPU."""
+    return 0.5 * x * (1.0 + jax.lax.erf(x * np.sqrt(0.5).astype(x.dtype)))
+
+
 class Dropout(nn.Module):
     """Inverted dropout whose mask comes from a counter hash instead of one threefry block per element.
 
@@ -183,7 +188,7 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, deterministic: bool) -> jax.Array:
-        hidden = jax.nn.gelu(Linear(4 * self.width, name="linear1")(x), approximate=False)
+        hidden = gelu(Linear(4 * self.width, name="linear1")(x))
         hidden = Dropout(self.dropout)(hidden, deterministic=deterministic)
         return Linear(self.width, name="linear2")(hidden)
 

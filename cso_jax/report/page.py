@@ -18,7 +18,7 @@ CSS = """
   --paper: #ffffff; --raised: #f6f7f8; --ink: #1c2227; --muted: #5c6770; --grid: #e4e8eb; --rule: #d5dade;
   --blue: #0b6bb0; --orange: #c76a00; --green: #00805d; --red: #c23b12; --grey: #69757e;
   --physics: #0072b2; --rendering: #56b4e9; --inference: #009e73; --update: #e69f00; --compile: #cc79a7;
-  --data: #f0e442; --wait: #a3acb3; --other: #d0d6da; }
+  --data: #f0e442; --wait: #a3acb3; --checkpoint: #d55e00; --other: #d0d6da; }
 @media (prefers-color-scheme: dark) { :root {
   --paper: #14181b; --raised: #1d2327; --ink: #e6eaed; --muted: #9aa6ae; --grid: #2b3338; --rule: #364047;
   --blue: #62b4f0; --orange: #f0a13c; --green: #3cc79e; --red: #f5794f; --grey: #a3b0b9;
@@ -41,7 +41,9 @@ p { margin: 8px 0; max-width: 74ch; }
 .card span { color: var(--muted); font-size: .86rem; display: block; }
 .card .name { color: var(--ink); font-weight: 600; font-size: .92rem; }
 ul.changes { list-style: none; margin: 0; padding: 0; }
-ul.changes li { padding: 7px 0 7px 26px; position: relative; max-width: 84ch; }
+ul.changes li { padding: 7px 0 7px 26px; position: relative; max-width: 96ch; }
+ul.changes b { font-weight: 600; }
+ul.changes small { color: var(--muted); font-size: .86rem; }
 ul.changes li::before { content: attr(data-sign); position: absolute; left: 2px; font-weight: 700;
   color: var(--muted); }
 ul.changes li.improvement::before { color: var(--blue); }
@@ -57,12 +59,13 @@ thead th { color: var(--muted); font-weight: 600; border-bottom-color: var(--rul
 table.values td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 tr.total td { font-weight: 600; border-bottom: 1px solid var(--rule); }
 td small { color: var(--muted); font-weight: 400; font-size: .82em; }
-.bar { display: block; position: relative; height: 5px; min-width: 116px; margin-top: 5px; border-radius: 2px;
-  background: var(--grid); }
+.bar { display: block; position: relative; height: 5px; min-width: 116px; max-width: 190px; margin: 5px 0 0 auto;
+  border-radius: 2px; background: var(--grid); }
 .bar i { position: absolute; top: 0; bottom: 0; left: 0; background: var(--stage, var(--blue)); border-radius: 2px; }
 .bar u { position: absolute; top: 2px; height: 1px; background: var(--ink); }
 .grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 310px), 1fr)); gap: 28px 26px; }
 figure { margin: 0; min-width: 0; }
+figure.wide { margin-bottom: 22px; }
 svg { display: block; width: 100%; height: auto; stroke-linejoin: round; }
 .shares { display: grid; grid-template-columns: max-content 1fr max-content; gap: 9px 14px; align-items: center;
   font-size: .88rem; font-variant-numeric: tabular-nums; margin: 0 0 18px; }
@@ -139,7 +142,9 @@ def _card(run: Run, stage: str) -> str:
 
 def _change(sentence: str, verdict: str) -> str:
     sign = {"improvement": "▲", "loss": "▼"}.get(verdict, "○")
-    return f'<li class="{verdict.split()[0]}" data-sign="{sign}">{_text(sentence)}</li>'
+    lead, bracket, detail = sentence.partition(" (")
+    text = f"<b>{_text(lead)}</b> <small>{_text(bracket.strip() + detail)}</small>"
+    return f'<li class="{verdict.split()[0]}" data-sign="{sign}">{text}</li>'
 
 
 def _success(run: Run) -> str:
@@ -147,8 +152,8 @@ def _success(run: Run) -> str:
     if table is None:
         return ""
     colours = ["", *(_stage_colour(stage) for stage in run.stages)]
-    plot = f"<figure>{plots.success_by_stage(run)}</figure>"
-    return f"<h2>{_text(table.title)}</h2>{plot}{_table(table, colours, total=0)}"
+    plot = f'<figure class="wide">{plots.success_by_stage(run)}</figure>'
+    return f"<h2>{_text(table.title)}</h2>{plot}{_table(table, colours)}"
 
 
 def _codebook(run: Run) -> str:
@@ -168,12 +173,12 @@ def _tables(title: str, found: Iterable[Table | None]) -> str:
     return f"<h2>{_text(title)}</h2>{'<p></p>'.join(parts)}" if parts else ""
 
 
-def _table(table: Table, colours: Sequence[str] = (), total: int | None = None) -> str:
+def _table(table: Table, colours: Sequence[str] = ()) -> str:
     head = "".join(f"<th>{_text(column)}</th>" for column in table.columns)
     rows = []
-    for i, row in enumerate(table.rows):
+    for row in table.rows:
         cells = "".join(_cell(cell, colours[j] if j < len(colours) else "") for j, cell in enumerate(row))
-        rows.append(f"<tr{' class=total' if i == total else ''}>{cells}</tr>")
+        rows.append(f"<tr{' class=total' if str(row[0]).startswith('all ') else ''}>{cells}</tr>")
     kind = ' class="values"' if not table.columns[0] else ""
     note = f'<p class="note">{_text(table.note)}</p>' if table.note else ""
     header = f"<thead><tr>{head}</tr></thead>" if not kind else ""
@@ -200,7 +205,7 @@ def _time(run: Run) -> str:
     phases = tables.present_phases(run)
     key = "".join(f'<span><i style="--phase:{_phase_colour(phase)}"></i>{_text(phase)}</span>' for phase in phases)
     rows = []
-    for stage in sorted(run.timing, key=lambda stage: list(STAGE_NAMES).index(stage) if stage in STAGE_NAMES else 99):
+    for stage in tables.timed_stages(run):
         seconds = run.timing[stage]
         total = sum(seconds.values())
         if total <= 0:
@@ -211,10 +216,10 @@ def _time(run: Run) -> str:
             for phase in phases
             if seconds.get(phase, 0) > 0
         )
-        name = _text(STAGE_NAMES.get(stage, stage))
+        name = _text(tables.stage_label(stage))
         rows.append(f'<span>{name}</span><span class="share">{segments}</span><span>{duration_text(total)}</span>')
     shares = f'<div class="key">{key}</div><div class="shares">{"".join(rows)}</div>'
-    return f"<h2>{_text(table.title)}</h2>{shares}{_table(table, total=len(table.rows) - 1)}"
+    return f"<h2>{_text(table.title)}</h2>{shares}{_table(table)}"
 
 
 def _videos(run: Run) -> str:
@@ -267,4 +272,4 @@ def _phase_colour(phase: str) -> str:
 
 
 def _text(value: str) -> str:
-    return html.escape(value)
+    return html.escape(value).replace(" %", "&nbsp;%").replace("p &lt; ", "p&nbsp;&lt;&nbsp;")

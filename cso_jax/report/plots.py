@@ -51,7 +51,7 @@ STYLE: dict[Any, Any] = {
 Lines = Sequence[tuple[str, str, str]]  # metric, label, colour
 
 
-def draw(paint: Callable[["Axes"], None], description: str, width: float = 360, height: float = 230) -> str:
+def draw(paint: Callable[["Axes"], None], description: str, width: float = 320, height: float = 215) -> str:
     """Returns the SVG text of one pair of axes that `paint` fills; width and height in CSS pixels."""
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -96,7 +96,7 @@ def success_by_stage(run: Run) -> str:
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(stages), handletextpad=0.3)
 
     step = 15 * len(stages) + 6
-    return draw(paint, "Success rate by task and stage with intervals", 560, 84 + step * len(names))
+    return draw(paint, "Success rate by task and stage with intervals", 460, 84 + step * len(names))
 
 
 def curves(
@@ -157,7 +157,7 @@ def ratio_quantiles(run: Run) -> str:
         axes.plot(steps, middle, color=BLUE, label="median")
         for i, value in enumerate(clip):
             axes.axhline(value, color=RED, linewidth=1, linestyle=(0, (4, 3)), label="clip range" if i == 0 else None)
-        _finish(axes, "iteration", "new / behaviour probability")
+        _finish(axes, "iteration", "probability ratio")
 
     return draw(paint, "Quantiles of the skill ratio by SPO iteration")
 
@@ -180,7 +180,7 @@ def codebook_usage(counts: Sequence[int]) -> str:
         axes.set_xlim(0.5, len(counts) + 0.5)
         _finish(axes, f"code by frequency, of {len(counts)}", "times used")
 
-    return draw(paint, "Codebook use by rank", 560, 230)
+    return draw(paint, "Codebook use by rank", 460, 220)
 
 
 def learning_plots(run: Run) -> list[tuple[str, str]]:
@@ -227,7 +227,7 @@ def diagnostic_plots(run: Run) -> list[tuple[str, str]]:
             run, "spo", [("mean_steps_success", "successes", BLUE), ("mean_steps_failure", "failures", ORANGE)],
             "iteration", "environment steps", log=False)),
         ("Rollout against update log-probability", curves(
-            run, "spo", [("log_prob_drift", "", RED)], "iteration", "difference [nats]")),
+            run, "spo", [("log_prob_drift", "", RED)], "iteration", "difference [nats]", log=True)),
         ("Duration of an iteration", curves(run, "spo", [("seconds", "", GREY)], "iteration", "seconds", log=False)),
     ]  # fmt: skip
     return [(title, svg) for title, svg in plots if svg]

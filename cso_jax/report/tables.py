@@ -20,8 +20,9 @@ STAGE_NAMES = {
     "rsft": "R-SFT",
     "rsft_collect": "R-SFT rollouts",
     "spo": "SPO",
+    "report": "Report",
 }
-PHASES = ("physics", "rendering", "inference", "update", "compile", "data", "wait", "other")
+PHASES = ("physics", "rendering", "inference", "update", "compile", "data", "wait", "checkpoint", "other")
 NONE = "\N{EN DASH}"
 SUCCESS_TITLE = "Success by task and stage"
 
@@ -162,7 +163,7 @@ def success_table(run: Run) -> Table | None:
         rows[0].append(change_text(compare(run, stages[0], stages[-1])))
         for row, task in zip(rows[1:], tasks, strict=True):
             row.append(change_text(compare(run, stages[0], stages[-1], task)))
-    note = "Success rate, 95 % Wilson interval in brackets, successes/episodes in parentheses."
+    note = "Success rate, 95 % Wilson interval in brackets, then successes/episodes."
     if len(stages) > 1:
         note += " Last column: paired difference on the same initial states with its 95 % interval."
     return Table(SUCCESS_TITLE, columns, rows, note)
@@ -199,10 +200,10 @@ def comparison_sentences(run: Run) -> list[tuple[str, str]]:
             continue
         states = f" on {result.initial_states} initial states" if result.initial_states != result.n else ""
         text = (
-            f"{names}: {100 * result.difference:+.1f} points "
+            f"{names}: {result.verdict}, {100 * result.difference:+.1f} points "
             f"(95 % interval {100 * result.low:+.1f} to {100 * result.high:+.1f}; "
             f"n = {result.n} paired episodes{states}, {result.gained} gained, {result.lost} lost, "
-            f"exact p {_p_text(result.p)}): {result.verdict}."
+            f"exact p {_p_text(result.p)})."
         )
         sentences.append((text, result.verdict))
     return sentences
@@ -213,17 +214,30 @@ def timing_table(run: Run) -> Table | None:
     if not run.timing:
         return None
     phases = present_phases(run)
-    order = [stage for stage in STAGE_NAMES if stage in run.timing]
-    order += [stage for stage in run.timing if stage not in STAGE_NAMES]
+    order = timed_stages(run)
     rows: list[list[Cell]] = []
     for stage in order:
         values = run.timing[stage]
         cells = [_seconds_text(values[phase]) if phase in values else NONE for phase in phases]
-        rows.append([STAGE_NAMES.get(stage, stage), *cells, duration_text(sum(values.values()))])
+        rows.append([stage_label(stage), *cells, duration_text(sum(values.values()))])
     totals = [sum(run.timing[stage].get(phase, 0.0) for stage in order) for phase in phases]
     rows.append(["all stages", *map(_seconds_text, totals), duration_text(sum(totals))])
     note = "Seconds of the controlling process, all resumed runs together; each second is booked once."
     return Table("Where the time went", ["stage", *phases, "total"], rows, note)
+
+
+def timed_stages(run: Run) -> list[str]:
+    """The stages with recorded time in the order in which a run reaches them, each evaluation after its stage."""
+    order = [name for stage in STAGE_NAMES for name in (stage, f"evaluate {stage}")]
+    return sorted(run.timing, key=lambda stage: order.index(stage) if stage in order else len(order))
+
+
+def stage_label(stage: str) -> str:
+    """The name of a stage, or of its evaluation, as the reader sees it."""
+    action, _, evaluated = stage.partition(" ")
+    if action == "evaluate" and evaluated in STAGE_NAMES:
+        return f"{STAGE_NAMES[evaluated]} evaluation"
+    return STAGE_NAMES.get(stage, stage)
 
 
 def present_phases(run: Run) -> list[str]:

@@ -52,7 +52,7 @@ def run_stage(run: Run) -> None:
         run,
         STAGE,
         state=learner.start(variables, learner.POLICY_PARTS, optimiser),
-        update=learner.imitation_update(run.networks, optimiser, run.mesh, augment=settings.augment),
+        update=learner.imitation_update(run.networks, optimiser, run.mesh, augment_images=settings.augment),
         batch=batch,
         steps=steps,
         settings=settings,

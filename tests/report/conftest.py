@@ -41,7 +41,14 @@ def write_run(workdir, episodes=20):
     append_jsonl(workdir / "metrics.jsonl", metric_rows(draw))
     timing = {
         stage: {phase: draw.random() * scale for phase in PHASES}
-        for stage, scale in (("demos", 60), ("codebook", 300), ("imitation", 900), ("rsft", 1200), ("spo", 4000))
+        for stage, scale in (
+            ("demos", 60),
+            ("codebook", 300),
+            ("imitation", 900),
+            ("rsft", 1200),
+            ("evaluate rsft", 200),
+            ("spo", 4000),
+        )
     }
     (workdir / "timing.json").write_text(json.dumps(timing))
     counts = [int(3000 / (i + 3)) if i % 5 else 0 for i in range(1000)]

@@ -99,7 +99,7 @@ def test_text_tables_carry_n_and_intervals(full_run):
     assert re.search(r"all tasks +\d+\.\d % \[\d+, \d+\] \(\d+/100\)", text)
     assert re.search(r"push-v3 +\d+\.\d % \[\d+, \d+\] \(\d+/20\)", text)
     assert "n = 100 paired episodes" in text
-    assert next(line for line in lines if line.startswith("Imitation → SPO")).endswith("improvement.")
+    assert next(line for line in lines if line.startswith("Imitation → SPO:")).count("improvement")
     assert "Codebook: 800 of 1000 codes used (80.0 %)" in text
 
 
@@ -156,10 +156,22 @@ def test_comparison_in_plain_words():
         }
         return tables.Run(None, {}, "", tables._results_of_episodes(episodes), episodes, {}, {}, [], {}, [])
 
-    assert tables.comparison_sentences(run([0, 1], [1, 0]))[0][0].endswith("no demonstrable difference.")
+    assert tables.comparison_sentences(run([0, 1], [1, 0]))[0][0].startswith(
+        "Imitation → R-SFT: no demonstrable difference, +0.0 points"
+    )
     text, _ = tables.comparison_sentences(run([0] * 20 + [1], [1] * 20 + [1]))[0]
     assert "+95.2 points" in text and "n = 21 paired episodes, 20 gained, 0 lost, exact p < 0.001" in text
-    assert text.endswith(": improvement.")
+    assert text.startswith("Imitation → R-SFT: improvement")
+
+
+def test_time_is_listed_in_the_order_of_the_run(full_run):
+    (full_run / "timing.json").write_text(
+        '{"report": {"other": 3}, "evaluate spo": {"wait": 30}, "spo": {"wait": 100, "checkpoint": 0.5}, "demos": {}}'
+    )
+    table = tables.timing_table(tables.load_run(full_run))
+    assert table.columns == ["stage", "wait", "checkpoint", "other", "total"]
+    assert [row[0] for row in table.rows] == ["Demonstrations", "SPO", "SPO evaluation", "Report", "all stages"]
+    assert table.rows[-1][1:] == ["130", "0.5", "3.0", "2 min 14 s"]
 
 
 def test_videos_beyond_the_limit_are_counted(full_run, monkeypatch):
