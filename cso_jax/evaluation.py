@@ -12,7 +12,7 @@ from cso_jax import envs, telemetry
 from cso_jax.envs.protocol import require_eval
 from cso_jax.files import append_jsonl, atomic_write_text, read_jsonl
 from cso_jax.rollout.actor import make_act
-from cso_jax.rollout.pool import EpisodeRecord, EpisodeRequest, Interrupted
+from cso_jax.rollout.pool import ActFn, EpisodeRecord, EpisodeRequest, Interrupted
 from cso_jax.statistics import wilson
 from cso_jax.stages.run import Run, Stopped
 
@@ -34,15 +34,7 @@ def run_evaluation(run: Run, stage: str, *, episodes_per_task: int | None = None
         if (task, (init := run.eval_init(task, number)).name) not in done
     ]
     if requests:
-        act = make_act(
-            run.networks,
-            run.variables(stage),
-            run.tasks,
-            temperature=run.config.sampling.temperature,
-            top_k=run.config.sampling.top_k,
-            execution_horizon=run.config.execution_horizon,
-            clock=run.clock,
-        )
+        act = make_evaluation_act(run, stage)
         common = {"horizon": run.config.env.horizon, "renderer": envs.renderer(run.settings), "versions": versions()}
         total = episodes_per_task * len(run.tasks)
         wins = 0
@@ -63,6 +55,19 @@ def run_evaluation(run: Run, stage: str, *, episodes_per_task: int | None = None
         f"{len(run.tasks)} tasks, seed {run.config.seed})"
     )
     return rows
+
+
+def make_evaluation_act(run: Run, stage: str) -> ActFn:
+    """The policy of a stage as it is evaluated."""
+    return make_act(
+        run.networks,
+        run.variables(stage),
+        run.tasks,
+        temperature=run.config.sampling.temperature,
+        top_k=run.config.sampling.top_k,
+        execution_horizon=run.config.execution_horizon,
+        clock=run.clock,
+    )
 
 
 def rollout(run: Run, requests, act, *, keep_observations: bool = False, bar=None) -> list[EpisodeRecord]:

@@ -37,8 +37,7 @@ def bound(z: jax.Array, levels: Sequence[int]) -> jax.Array:
     half = (level - 1) * (1 + _MARGIN) / 2
     offset = np.where(level % 2 == 0, 0.5, 0.0)
     shift = np.arctanh(offset / half)
-    half, offset, shift = (jnp.asarray(x, z.dtype) for x in (half, offset, shift))
-    return jnp.tanh(z + shift) * half - offset
+    return jnp.tanh(z + shift.astype(z.dtype)) * half.astype(z.dtype) - offset.astype(z.dtype)
 
 
 def quantize(z: jax.Array, levels: Sequence[int]) -> jax.Array:

@@ -80,7 +80,7 @@ def make_optimiser(
 
 def _decayed(params: Any) -> Any:
     flat = traverse_util.flatten_dict(params)
-    return traverse_util.unflatten_dict({path: path[-1] == "kernel" for path in flat})
+    return traverse_util.unflatten_dict({path: path[-1].endswith("kernel") for path in flat})
 
 
 def _apply(state: LearnerState, gradients: Any, optimiser: optax.GradientTransformation) -> LearnerState:

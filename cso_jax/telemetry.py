@@ -166,7 +166,9 @@ class PhaseClock:
         timing = self.load(path)
         phases = timing.setdefault(stage, {})
         for name, value in now.items():
-            phases[name] = round(phases.get(name, 0.0) + max(0.0, value - self._saved.get(name, 0.0)), 4)
+            passed = value - self._saved.get(name, 0.0)
+            if passed > 0:  # phases of earlier stages stay in the clock, but take no more time
+                phases[name] = round(phases.get(name, 0.0) + passed, 4)
         atomic_write_text(path, json.dumps(timing, indent=1) + "\n")
         self._saved = now
 

@@ -116,9 +116,10 @@ def test_timing_accumulates_over_saves_and_runs(tmp_path, fake_time):
             with clock.phase("update"):
                 fake_time.now += 2
             clock.save(path, stage)
-    timing = PhaseClock.load(path)
-    assert timing["codebook"]["update"] == 8
-    assert timing["spo"]["update"] == 4
+        with clock.phase("physics"):
+            fake_time.now += 1
+        clock.save(path, "report")
+    assert PhaseClock.load(path) == {"codebook": {"update": 8}, "spo": {"update": 4}, "report": {"physics": 2}}
     path.write_text("{")
     assert PhaseClock.load(path) == {}
 
@@ -197,4 +198,4 @@ def test_timing_file_is_json_of_seconds(tmp_path, fake_time):
     with clock.phase("data"):
         fake_time.now += 1.23456
     clock.save(tmp_path / "timing.json", "demos")
-    assert json.loads((tmp_path / "timing.json").read_text()) == {"demos": {"other": 0.0, "data": 1.2346}}
+    assert json.loads((tmp_path / "timing.json").read_text()) == {"demos": {"data": 1.2346}}

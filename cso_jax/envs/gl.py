@@ -112,7 +112,7 @@ class SceneRenderer:
         mujoco.mjr_render(viewport, self._scene, self._context)
         mujoco.mjr_readPixels(pixels, None, viewport, self._context)
         # OpenGL's first row is the bottom one. Some cameras hang upside down (MetaWorld's corners): turn them over.
-        upside_down = data.cam_xmat[self._camera.fixedcamid][7] < 0
+        upside_down = model.cam_mat0[self._camera.fixedcamid][7] < -0.1
         return np.ascontiguousarray(pixels[:, ::-1] if upside_down else pixels[::-1])
 
     def close(self) -> None:

@@ -45,6 +45,7 @@ MAX_HORIZON = 500
 HAND_DIM = 4
 # A renderer weighs 30-80 MB: many tasks in one process would fill the memory, too few would be rebuilt all the time.
 _MIN_RENDERERS = 16
+_PLAIN = {"shadows": False, "reflections": False, "msaa": 0}
 
 _logger = logging.getLogger(__name__)
 
@@ -57,9 +58,7 @@ class Settings:
     cameras: tuple[str, ...] = ("corner2",)
     image_size: int = 128
     horizon: int = MAX_HORIZON
-    render: Mapping[str, Any] = dataclasses.field(
-        default_factory=lambda: {"shadows": False, "reflections": False, "msaa": 0}
-    )
+    render: Mapping[str, Any] = dataclasses.field(default_factory=lambda: dict(_PLAIN))
     video_size: int = 128
     video_every: int = 4
     instance_cap: int = 96
@@ -71,15 +70,17 @@ class Settings:
         values = {key: value for key, value in settings.items() if key in known}
         if "cameras" in values:
             values["cameras"] = tuple(values["cameras"])
+        values["render"] = {**_PLAIN, **values.get("render", {})}
+        if set(values["render"]) != set(_PLAIN):
+            raise ValueError(f"render takes {', '.join(_PLAIN)}, got {', '.join(values['render'])}")
         made = cls(**values)
         if made.obs not in ("state", "pixels"):
             raise ValueError(f"obs must be 'state' or 'pixels', got {made.obs!r}")
         if not 1 <= made.horizon <= MAX_HORIZON:
             raise ValueError(f"horizon must be in [1, {MAX_HORIZON}] (MetaWorld's own limit), got {made.horizon}")
-        if made.instance_cap < 1 or made.video_every < 1:
-            raise ValueError(
-                f"instance_cap and video_every must be at least 1, got {made.instance_cap} and {made.video_every}"
-            )
+        for name in ("image_size", "video_size", "video_every", "instance_cap"):
+            if getattr(made, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(made, name)}")
         if not made.cameras:
             raise ValueError("cameras is empty: name at least one")
         return made

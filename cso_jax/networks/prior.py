@@ -40,7 +40,7 @@ def log_prob_of(
     """Log-probability `[..., K]` of `tokens [..., K]` under softmax(`logits [..., K, V]` / temperature).
 
     With `support [..., K, k]` the distribution is restricted to those tokens; a token outside has log-probability
-    -inf. A temperature of 0 (a Python number, not a traced one) is the greedy policy: 0 for the argmax, else -inf.
+    -inf. A temperature of 0 (known at trace time, not traced) is the greedy policy: 0 for the argmax, else -inf.
     """
     _check_shapes(logits, tokens, support)
     tokens = tokens.astype(jnp.int32)
@@ -176,7 +176,7 @@ class SkillPrior(nn.Module):
 
 
 def _is_greedy(temperature: float | jax.Array) -> bool:
-    return isinstance(temperature, (int, float)) and temperature == 0
+    return not isinstance(temperature, jax.core.Tracer) and bool(temperature == 0)
 
 
 def _log_softmax(logits: jax.Array, temperature: float | jax.Array, support: jax.Array | None) -> jax.Array:

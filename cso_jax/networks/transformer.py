@@ -148,7 +148,7 @@ class MultiHeadAttention(nn.Module):
         key, value = self._project(memory, 1, 3)
         return self._attend(query, key, value, None, deterministic)
 
-    def extend(self, x: jax.Array, cache: KeyValueCache, position: jax.Array) -> tuple[jax.Array, KeyValueCache]:
+    def extend(self, x: jax.Array, cache: KeyValueCache, position: int | jax.Array) -> tuple[jax.Array, KeyValueCache]:
         """Causal self-attention of new positions `position .. position + S - 1`, given the cache of earlier ones.
 
         Equals the rows of `__call__(causal=True)` at those positions, without dropout.
@@ -211,7 +211,7 @@ class EncoderLayer(nn.Module):
         attended = self.self_attn(self.norm1(x), causal=causal, deterministic=deterministic)
         return self._finish(x, attended, deterministic)
 
-    def extend(self, x: jax.Array, cache: KeyValueCache, position: jax.Array) -> tuple[jax.Array, KeyValueCache]:
+    def extend(self, x: jax.Array, cache: KeyValueCache, position: int | jax.Array) -> tuple[jax.Array, KeyValueCache]:
         """The causal layer on new positions only; see `MultiHeadAttention.extend`."""
         chex.assert_shape(x, (None, None, self.width))
         attended, cache = self.self_attn.extend(self.norm1(x), cache, position)

@@ -56,6 +56,7 @@ th, td { padding: 7px 0 7px 22px; text-align: right; border-bottom: 1px solid va
 th:first-child, td:first-child { text-align: left; padding-left: 0; position: sticky; left: 0;
   background: var(--paper); }
 thead th { color: var(--muted); font-weight: 600; border-bottom-color: var(--rule); vertical-align: bottom; }
+table.narrow { min-width: min(100%, 440px); }
 table.values td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 tr.total td { font-weight: 600; border-bottom: 1px solid var(--rule); }
 td small { color: var(--muted); font-weight: 400; font-size: .82em; }
@@ -63,7 +64,7 @@ td small { color: var(--muted); font-weight: 400; font-size: .82em; }
   border-radius: 2px; background: var(--grid); }
 .bar i { position: absolute; top: 0; bottom: 0; left: 0; background: var(--stage, var(--blue)); border-radius: 2px; }
 .bar u { position: absolute; top: 2px; height: 1px; background: var(--ink); }
-.grid { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 310px), 1fr)); gap: 28px 26px; }
+.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 310px), 1fr)); gap: 28px 26px; }
 figure { margin: 0; min-width: 0; }
 figure.wide { margin-bottom: 22px; }
 svg { display: block; width: 100%; height: auto; stroke-linejoin: round; }
@@ -179,9 +180,9 @@ def _table(table: Table, colours: Sequence[str] = ()) -> str:
     for row in table.rows:
         cells = "".join(_cell(cell, colours[j] if j < len(colours) else "") for j, cell in enumerate(row))
         rows.append(f"<tr{' class=total' if str(row[0]).startswith('all ') else ''}>{cells}</tr>")
-    kind = ' class="values"' if not table.columns[0] else ""
+    kind = ' class="values"' if not table.columns[0] else ' class="narrow"' if len(table.columns) < 3 else ""
     note = f'<p class="note">{_text(table.note)}</p>' if table.note else ""
-    header = f"<thead><tr>{head}</tr></thead>" if not kind else ""
+    header = f"<thead><tr>{head}</tr></thead>" if table.columns[0] else ""
     return f'<div class="scroll"><table{kind}>{header}<tbody>{"".join(rows)}</tbody></table></div>{note}'
 
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cso_jax.report.tables import STAGE_NAMES, Run
+from cso_jax.report.tables import STAGE_NAMES, Run, ranked_tasks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,8 +71,7 @@ def success_by_stage(run: Run) -> str:
     stages = run.stages
     if not stages:
         return ""
-    last = run.results[stages[-1]]
-    tasks = sorted({task for stage in stages for task in run.results[stage]}, key=lambda t: (_rate(last.get(t)), t))
+    tasks = ranked_tasks(run)[::-1]  # the axis counts upwards
     names = [*tasks, "all tasks"] if len(tasks) > 1 else tasks
 
     def paint(axes: "Axes") -> None:
@@ -145,7 +144,7 @@ def curves(
 
 
 def ratio_quantiles(run: Run) -> str:
-    """Median and 5-95 % band of the skill ratio over the SPO iterations, with the clip range where it is known."""
+    """Median and 5-95 % band of the probability ratio over the SPO iterations, with the clip range if known."""
     steps, low = run.series("spo", "ratio_p05")
     middle, high = run.series("spo", "ratio_p50")[1], run.series("spo", "ratio_p95")[1]
     if not steps or not len(low) == len(middle) == len(high):
@@ -159,7 +158,7 @@ def ratio_quantiles(run: Run) -> str:
             axes.axhline(value, color=RED, linewidth=1, linestyle=(0, (4, 3)), label="clip range" if i == 0 else None)
         _finish(axes, "iteration", "probability ratio")
 
-    return draw(paint, "Quantiles of the skill ratio by SPO iteration")
+    return draw(paint, f"Quantiles of the {ratio_unit(run)[0]} ratio by SPO iteration")
 
 
 def codebook_usage(counts: Sequence[int]) -> str:
@@ -205,18 +204,19 @@ def learning_plots(run: Run) -> list[tuple[str, str]]:
             run, "spo", [("train_success", "", BLUE)], "iteration", "success rate", limits=(-0.02, 1.02), log=False,
             smooth=True)),
         ("SPO: entropy of the policy", curves(
-            run, "spo", [("entropy", "", BLUE)], "iteration", "entropy [nats]", log=False, smooth=True)),
+            run, "spo", [("entropy", "", BLUE)], "iteration", "entropy [nats per token]", log=False, smooth=True)),
     ]  # fmt: skip
     return [(title, svg) for title, svg in plots if svg]
 
 
 def diagnostic_plots(run: Run) -> list[tuple[str, str]]:
     """(title, SVG) of what tells whether the SPO updates are healthy."""
+    unit = ratio_unit(run)
     plots = [
-        ("Skills outside the clip range", curves(
+        (f"{unit[1].capitalize()} outside the clip range", curves(
             run, "spo", [("clip_fraction", "outside the range", BLUE), ("cut_fraction", "gradient cut", ORANGE)],
-            "iteration", "fraction of skills", log=False)),
-        ("Skill ratio", ratio_quantiles(run)),
+            "iteration", f"fraction of {unit[1]}", log=False)),
+        (f"{unit[0].capitalize()} ratio", ratio_quantiles(run)),
         ("Groups with a learning signal", curves(
             run, "spo", [("informative_fraction", "", GREEN)], "iteration", "fraction of groups", limits=(-0.02, 1.02),
             log=False, smooth=True)),
@@ -231,6 +231,13 @@ def diagnostic_plots(run: Run) -> list[tuple[str, str]]:
         ("Duration of an iteration", curves(run, "spo", [("seconds", "", GREY)], "iteration", "seconds", log=False)),
     ]  # fmt: skip
     return [(title, svg) for title, svg in plots if svg]
+
+
+def ratio_unit(run: Run) -> tuple[str, str]:
+    """Singular and plural of what one ratio is taken over: the skill, or what an ablation chose in its place."""
+    spo = run.config.get("spo")
+    unit = str(spo.get("unit", "skill")) if isinstance(spo, dict) else "skill"
+    return unit, {"trajectory": "trajectories"}.get(unit, f"{unit}s")
 
 
 def running_mean(values: Sequence[float], window: int) -> list[float]:
@@ -248,10 +255,6 @@ def find_value(config: Any, key: str) -> float | None:
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     return next((found for item in config.values() if (found := find_value(item, key)) is not None), None)
-
-
-def _rate(cell: Any) -> float:
-    return cell.rate if cell is not None and cell.episodes else -1.0
 
 
 def _finish(axes: "Axes", xlabel: str, ylabel: str) -> None:

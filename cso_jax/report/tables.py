@@ -154,7 +154,7 @@ def success_table(run: Run) -> Table | None:
     stages = run.stages
     if not stages:
         return None
-    tasks = sorted({task for stage in stages for task in run.results[stage]}, key=lambda task: _rank(run, task))
+    tasks = ranked_tasks(run)
     rows: list[list[Cell]] = [["all tasks", *(run.overall(stage) for stage in stages)]]
     rows += [[task, *(run.results[stage].get(task, NONE) for stage in stages)] for task in tasks]
     columns = ["task", *(STAGE_NAMES[stage] for stage in stages)]
@@ -167,6 +167,17 @@ def success_table(run: Run) -> Table | None:
     if len(stages) > 1:
         note += " Last column: paired difference on the same initial states with its 95 % interval."
     return Table(SUCCESS_TITLE, columns, rows, note)
+
+
+def ranked_tasks(run: Run) -> list[str]:
+    """Every evaluated task, the highest success after the last stage first."""
+    last = run.results[run.stages[-1]] if run.stages else {}
+
+    def rank(task: str) -> tuple[float, str]:
+        cell = last.get(task)
+        return (-cell.rate if cell is not None and cell.episodes else 1.0, task)
+
+    return sorted({task for stage in run.stages for task in run.results[stage]}, key=rank)
 
 
 def compare(run: Run, before: str, after: str, task: str | None = None) -> PairedComparison:
@@ -182,7 +193,7 @@ def change_text(comparison: PairedComparison) -> str:
     if comparison.n == 0:
         return NONE
     low, high = 100 * comparison.low, 100 * comparison.high
-    return f"{100 * comparison.difference:+.1f} [{low:+.0f}, {high:+.0f}]"
+    return f"{_points(comparison.difference)} [{low:+.0f}, {high:+.0f}]"
 
 
 def comparison_sentences(run: Run) -> list[tuple[str, str]]:
@@ -200,7 +211,7 @@ def comparison_sentences(run: Run) -> list[tuple[str, str]]:
             continue
         states = f" on {result.initial_states} initial states" if result.initial_states != result.n else ""
         text = (
-            f"{names}: {result.verdict}, {100 * result.difference:+.1f} points "
+            f"{names}: {result.verdict}, {_points(result.difference)} points "
             f"(95 % interval {100 * result.low:+.1f} to {100 * result.high:+.1f}; "
             f"n = {result.n} paired episodes{states}, {result.gained} gained, {result.lost} lost, "
             f"exact p {_p_text(result.p)})."
@@ -358,17 +369,16 @@ def _read_json(path: Path, problems: list[str]) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _rank(run: Run, task: str) -> tuple[float, str]:
-    cell = run.results[run.stages[-1]].get(task)
-    return (-cell.rate if cell is not None and cell.episodes else 1.0, task)
-
-
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _seconds_text(seconds: float) -> str:
     return f"{seconds:,.0f}" if seconds >= 10 else f"{seconds:.1f}"
+
+
+def _points(difference: float) -> str:
+    return f"{100 * difference:+.1f}" if difference else "0.0"
 
 
 def _p_text(p: float) -> str:

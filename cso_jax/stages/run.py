@@ -112,10 +112,14 @@ class Run:
         # Empty dictionaries are not stored; the networks expect them.
         return {"batch_stats": {}, **tree["fixed"], **tree["trainable"]}
 
-    def close(self) -> None:
+    def restart_pool(self) -> None:
+        """End the rollout workers; the next use starts new ones, with the environment variables of that moment."""
         if self._pool is not None:
             self._pool.close()
             self._pool = None
+
+    def close(self) -> None:
+        self.restart_pool()
         self.metrics.close()
 
 

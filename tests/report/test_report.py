@@ -57,6 +57,12 @@ def remove(path):
         path.unlink()
 
 
+@pytest.fixture
+def quick_plots(monkeypatch):
+    """For tests that look at what is on the page, not at the drawings."""
+    monkeypatch.setattr(plots, "draw", lambda *_, **__: "<svg></svg>")
+
+
 def test_page_is_well_formed_and_complete(full_run):
     path = report.build(full_run)
     assert path == full_run / "report.html"
@@ -80,7 +86,7 @@ def test_page_asks_nothing_of_the_network(full_run):
     assert re.findall(r"url\(([^)]{2})", content) == ["#p"] * content.count("url(")
 
 
-def test_page_escapes_what_the_run_wrote(full_run):
+def test_page_escapes_what_the_run_wrote(full_run, quick_plots):
     content = report.build(full_run).read_text("utf-8")
     assert "<b> & co" not in content
     assert "&lt;b&gt; &amp; co" in content
@@ -111,7 +117,7 @@ def test_rows_are_sorted_by_the_last_stage(full_run):
 
 
 @pytest.mark.parametrize("missing", OPTIONAL)
-def test_any_one_input_may_be_missing(full_run, missing):
+def test_any_one_input_may_be_missing(full_run, quick_plots, missing):
     remove(full_run / missing)
     check(report.build(full_run))
     assert report.text_tables(full_run)
@@ -130,13 +136,13 @@ def test_results_fall_back_on_the_episodes(full_run):
     assert tables.load_run(full_run).results == with_results
 
 
-def test_an_unreadable_file_is_named_not_fatal(full_run):
+def test_an_unreadable_file_is_named_not_fatal(full_run, quick_plots):
     (full_run / "results.json").write_text("{")
     assert "results.json could not be read" in " ".join(check(report.build(full_run)).text)
     assert report.text_tables(full_run).startswith("results.json could not be read")
 
 
-def test_a_stage_that_did_not_run_is_left_out(full_run):
+def test_a_stage_that_did_not_run_is_left_out(full_run, quick_plots):
     results = json.loads((full_run / "results.json").read_text())
     del results["spo"], results["rsft"]["push-v3"]
     (full_run / "results.json").write_text(json.dumps(results))
@@ -157,7 +163,7 @@ def test_comparison_in_plain_words():
         return tables.Run(None, {}, "", tables._results_of_episodes(episodes), episodes, {}, {}, [], {}, [])
 
     assert tables.comparison_sentences(run([0, 1], [1, 0]))[0][0].startswith(
-        "Imitation → R-SFT: no demonstrable difference, +0.0 points"
+        "Imitation → R-SFT: no demonstrable difference, 0.0 points"
     )
     text, _ = tables.comparison_sentences(run([0] * 20 + [1], [1] * 20 + [1]))[0]
     assert "+95.2 points" in text and "n = 21 paired episodes, 20 gained, 0 lost, exact p < 0.001" in text
@@ -174,11 +180,18 @@ def test_time_is_listed_in_the_order_of_the_run(full_run):
     assert table.rows[-1][1:] == ["130", "0.5", "3.0", "2 min 14 s"]
 
 
-def test_videos_beyond_the_limit_are_counted(full_run, monkeypatch):
+def test_videos_beyond_the_limit_are_counted(full_run, quick_plots, monkeypatch):
     monkeypatch.setattr(page, "VIDEO_LIMIT", 0)
     checker = check(report.build(full_run))
     assert "img" not in checker.tags
     assert "3 more in the folder videos" in " ".join(checker.text)
+
+
+def test_plots_name_the_unit_of_the_ratio(full_run, quick_plots):
+    run = tables.load_run(full_run)
+    assert "Skill ratio" in dict(plots.diagnostic_plots(run))
+    run.config["spo"]["unit"] = "trajectory"
+    assert {"Trajectory ratio", "Trajectories outside the clip range"} <= dict(plots.diagnostic_plots(run)).keys()
 
 
 def test_running_mean_by_hand():
