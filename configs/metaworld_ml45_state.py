@@ -7,40 +7,44 @@ def get_config():
     config = base.base()
     config.env.obs = "state"
 
-    config.demos.per_task = 50
+    config.demos.per_task = 100
 
     config.autoencoder.width = 64
-    config.autoencoder.encoder_layers = 2
+    config.autoencoder.encoder_layers = 1
     config.autoencoder.decoder_layers = 2
     config.autoencoder.dropout = 0.0
-    config.codebook.steps = 2000
+    config.codebook.steps = 3000
     config.codebook.batch_size = 256
     config.codebook.learning_rate = 1e-3
     config.codebook.warmup_steps = 100
 
     config.encoder.normalise = True
+    config.encoder.lowdim_hidden = (512, 512)
+    config.encoder.task_in_lowdim = True
     config.prior.width = 128
     config.prior.layers = 3
     config.prior.heads = 4
+    config.prior.dropout = 0.0
     config.imitation.steps = 12_000
     config.imitation.batch_size = 256
     config.imitation.learning_rate = 1e-3
     config.imitation.warmup_steps = 100
     config.imitation.clip_norm = 1.0
     config.imitation.augment = False
+    config.imitation.log_every = 100
 
-    config.rsft.successes_per_task = 50
-    config.rsft.max_rollouts_per_task = 200
-    config.rsft.steps = 2000
+    config.rsft.successes_per_task = 60
+    config.rsft.max_rollouts_per_task = 240
+    config.rsft.wave = 480
+    config.rsft.steps = 2500
     config.rsft.augment = False
 
-    config.spo.iterations = 20
-    config.spo.groups = 48
-    config.spo.max_groups = 48
-    config.spo.wave_groups = 48
+    config.spo.iterations = 40
+    config.spo.groups = 64
+    config.spo.max_groups = 64
+    config.spo.wave_groups = 64
     config.spo.frontier_sampling = True
-    config.spo.learning_rate = 6e-5
+    config.spo.learning_rate = 3e-5
 
     config.evaluation.episodes_per_task = 20
-    config.report.videos = 0
     return config

@@ -106,7 +106,7 @@ def _key_name(key: Any) -> str:
 
 
 def _fit(tree: Any, like: Any, where: Path) -> Any:
-    """`tree` (nested dictionaries and lists) in the structure of `like`. Raises CheckpointError with the differences."""
+    """`tree` (nested dictionaries, lists) in the structure of `like`. Raises CheckpointError with the differences."""
     if like is None:
         return tree
     found, wanted = _leaves(tree), _leaves(like)

@@ -371,6 +371,20 @@ def to_json(config: ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=2, sort_keys=True)
 
 
+def from_json(text: str) -> ConfigDict:
+    """The config that `to_json` wrote, locked; lists become tuples again."""
+    config = ConfigDict(json.loads(text))
+    for key, value in flatten(config).items():
+        if isinstance(value, list | tuple):
+            *sections, name = key.split(".")
+            target = config
+            for section in sections:
+                target = target[section]
+            with target.ignore_type():
+                target[name] = tuple(value)
+    return config.lock()
+
+
 def fingerprint(config: ConfigDict) -> str:
     """A short hash of everything that changes the results."""
     relevant = {k: v for k, v in flatten(config).items() if not k.startswith(_NEUTRAL) and k != "name"}

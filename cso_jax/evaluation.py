@@ -13,8 +13,8 @@ from cso_jax.envs.protocol import require_eval
 from cso_jax.files import append_jsonl, atomic_write_text, read_jsonl
 from cso_jax.rollout.actor import make_act
 from cso_jax.rollout.pool import ActFn, EpisodeRecord, EpisodeRequest, Interrupted
-from cso_jax.statistics import wilson
 from cso_jax.stages.run import Run, Stopped
+from cso_jax.statistics import wilson
 
 _VERSIONED = ("cso_jax", "jax", "mujoco", "metaworld")
 
@@ -51,8 +51,8 @@ def run_evaluation(run: Run, stage: str, *, episodes_per_task: int | None = None
     successes = sum(row["success"] for row in rows)
     low, high = wilson(successes, len(rows))
     telemetry.log(
-        f"{stage}: success {successes / max(len(rows), 1):.3f} (95 % {low:.3f} to {high:.3f}, n = {len(rows)} episodes, "
-        f"{len(run.tasks)} tasks, seed {run.config.seed})"
+        f"{stage}: success {successes / max(len(rows), 1):.3f} (95 % {low:.3f} to {high:.3f}, n = {len(rows)} "
+        f"episodes, {len(run.tasks)} tasks, seed {run.config.seed})"
     )
     return rows
 

@@ -27,8 +27,7 @@ POLICY_PARTS = ("encoder", "prior")
 PRIOR_PARTS = ("prior",)
 
 
-@struct.dataclass
-class LearnerState:
+class LearnerState(struct.PyTreeNode):
     """What one stage trains (`trainable`), what it only uses (`fixed`), and the optimiser's state."""
 
     step: jax.Array
@@ -60,7 +59,7 @@ def make_optimiser(
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """AdamW after global-norm clipping, and its schedule.
 
-    With `final_learning_rate`, a linear warm-up and a cosine from `learning_rate` to it over `steps`; without, constant.
+    With `final_learning_rate`: a linear warm-up, then a cosine to it over `steps`. Without: constant.
     Weight decay acts on matrices and convolution kernels only, not on biases, norms or token embeddings.
     """
     if final_learning_rate is None:
@@ -126,8 +125,12 @@ def codebook_update(networks: Networks, optimiser: optax.GradientTransformation,
         chunks = batch["chunks"]
 
         def loss_fn(trainable):
-            reconstruction, indices = networks.autoencoder.apply(
-                {"params": trainable["autoencoder"]}, chunks, deterministic=False, rngs={"dropout": key}
+            reconstruction, indices = policy.apply(
+                networks.autoencoder,
+                {"params": trainable["autoencoder"]},
+                chunks,
+                deterministic=False,
+                rngs={"dropout": key},
             )
             return objectives.reconstruction_l1(reconstruction, chunks), indices
 
@@ -157,15 +160,21 @@ def imitation_update(
         normalised = policy.normalise(state.fixed, observation)
 
         def loss_fn(trainable):
-            context, mutated = networks.encoder.apply(
+            context, mutated = policy.apply(
+                networks.encoder,
                 {"params": trainable["encoder"], "batch_stats": state.fixed["batch_stats"]},
                 normalised,
                 train=True,
                 mutable=["batch_stats"],
                 rngs={"dropout": keys[1]},
             )
-            logits = networks.prior.apply(
-                {"params": trainable["prior"]}, context, batch["skill"], deterministic=False, rngs={"dropout": keys[2]}
+            logits = policy.apply(
+                networks.prior,
+                {"params": trainable["prior"]},
+                context,
+                batch["skill"],
+                deterministic=False,
+                rngs={"dropout": keys[2]},
             )
             log_prob = jax.nn.log_softmax(logits.astype(jnp.float32))
             chosen = jnp.take_along_axis(log_prob, batch["skill"][..., None], axis=-1)[..., 0]

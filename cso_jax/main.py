@@ -81,13 +81,17 @@ def main(arguments: list[str] | None = None) -> int:
             raise configs.ConfigError(f"{problem}; usage: {USAGE}")
         config = configs.load(options["config"], overrides)
     except configs.ConfigError as error:
-        return _fail(error)
+        return fail(error)
     scale = "" if config.scale == "full" else f"_{config.scale}"
     workdir = Path(options.get("workdir") or f"runs/{config.name}{scale}_seed{config.seed}")
-    return _supervised(config, workdir)
+    return supervised(config, workdir, lambda stop: cascade(config, workdir, stop))
 
 
-def _supervised(config, workdir: Path) -> int:
+def supervised(config, workdir: Path, work) -> int:
+    """Call `work(stop)` with the workdir locked, signals handled and every expected error as one line.
+
+    Returns the exit status. `stop` is an event that SIGTERM and SIGINT set.
+    """
     import threading
 
     from cso_jax.checkpoints import CheckpointError
@@ -104,24 +108,42 @@ def _supervised(config, workdir: Path) -> int:
             try:
                 gl.configure_gl(config.env.obs)
             except RuntimeError as error:
-                return _fail(error)
-            cascade(config, workdir, stop)
+                return fail(error)
+            work(stop)
     except expected as error:
-        return _fail(error)
+        return fail(error)
     except Stopped as where:
         telemetry.log(f"stopped in {where}; everything finished is saved, run the same command to go on")
         return EXIT_STOPPED
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+    except Exception as error:
+        if not _no_write(error):
             raise
-        return _fail(RunError(f"cannot write to {workdir}: {os.strerror(error.errno)}; free some space or choose "
-                              "another --workdir, then run the same command: nothing that was saved is lost"))  # fmt: skip
+        return fail(
+            RunError(
+                f"cannot write to {workdir}: {_first_line(error)}; free some space or choose another --workdir, then "
+                "run the same command again: nothing that was saved is lost"
+            )
+        )
     return 0
 
 
-def _fail(error: Exception) -> int:
+def _no_write(error: Exception) -> bool:
+    """Whether a full or read-only disk is behind an error: libraries wrap it in types of their own."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        return True
+    return any(text in str(error) for text in ("No space left on device", "Disk quota exceeded"))
+
+
+def _first_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def fail(error: Exception) -> int:
+    """Write the error to stderr, one line per problem; returns the exit status."""
     for line in str(error).splitlines():
-        telemetry.show(f"error: {line}" if not line.startswith(" ") else line)
+        sys.stderr.write((line if line.startswith(" ") else f"error: {line}") + "\n")
     return EXIT_ERROR
 
 

@@ -1,6 +1,6 @@
-"""The losses of the paper as pure functions: imitation (Eq. 2 and 6), reconstruction (Eq. 1), the clipped surrogate (Eq. 9).
+"""The paper's losses as pure functions: reconstruction (Eq. 1), imitation (Eq. 2, 6), the clipped surrogate (Eq. 9).
 
-Letters: S packed skills, K tokens per skill, G groups, N episodes per group. Log-probabilities are natural logs, float32.
+Letters: S packed skills, K tokens per skill, G groups, N episodes per group. Log-probabilities are natural, float32.
 """
 
 from typing import Literal

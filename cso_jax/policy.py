@@ -16,6 +16,7 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from ml_collections import ConfigDict
 
 from cso_jax import fsq
@@ -25,6 +26,11 @@ from cso_jax.networks.observation import ObservationEncoder
 from cso_jax.networks.prior import Sample, SkillPrior, entropy_of, log_prob_of
 
 Variables = dict[str, Any]
+
+
+def apply(module: nn.Module, variables: Any, *arguments: Any, **keywords: Any) -> Any:
+    """flax types every `apply` as a union of all that it could return; here it is what the method returns."""
+    return module.apply(variables, *arguments, **keywords)
 
 
 class Networks(NamedTuple):
@@ -52,7 +58,7 @@ def build(config: ConfigDict, spec: EnvSpec, num_tasks: int) -> Networks:
     encoder = ObservationEncoder(
         width=config.prior.width,
         lowdim=tuple(sorted(spec.lowdim.items())),
-        images=tuple(sorted((key, tuple(shape)) for key, shape in spec.images.items())),
+        images=tuple(sorted(spec.images.items())),
         task_dim=num_tasks,
         task_kind="id",
         image_width=config.encoder.image_width,
@@ -84,7 +90,7 @@ def init(networks: Networks, key: jax.Array, spec: EnvSpec) -> Variables:
     @jax.jit
     def create(keys):
         encoder = networks.encoder.init(keys[1], observation, train=False)
-        context = networks.encoder.apply(encoder, observation, train=False)
+        context = apply(networks.encoder, encoder, observation, train=False)
         tokens = jnp.zeros((2, networks.prior.tokens), jnp.int32)
         return {
             "autoencoder": autoencoder.init(keys[0], actions, deterministic=True)["params"],
@@ -127,7 +133,8 @@ def normalise(variables: Variables, observation: dict[str, jax.Array]) -> dict[s
 
 def encode(networks: Networks, variables: Variables, observation: dict[str, jax.Array]) -> jax.Array:
     """Context `[B, C, D]` of observations (rows stacked), with running statistics where the encoder has them."""
-    return networks.encoder.apply(
+    return apply(
+        networks.encoder,
         {"params": variables["encoder"], "batch_stats": variables["batch_stats"]},
         normalise(variables, observation),
         train=False,
@@ -138,19 +145,25 @@ def sample(
     networks: Networks, variables: Variables, context: jax.Array, keys: jax.Array, *, temperature: float, top_k: int
 ) -> Sample:
     """One skill per row, and the log-probabilities of the distribution that it was drawn from."""
-    return networks.prior.apply(
-        {"params": variables["prior"]}, context, keys, temperature=temperature, top_k=top_k, method="sample"
+    return apply(
+        networks.prior,
+        {"params": variables["prior"]},
+        context,
+        keys,
+        temperature=temperature,
+        top_k=top_k,
+        method="sample",
     )
 
 
 def decode(networks: Networks, variables: Variables, skills: jax.Array) -> jax.Array:
     """Chunks `[B, T, A]` of skills `[B, K]`."""
-    return networks.autoencoder.apply({"params": variables["autoencoder"]}, skills, method="decode")
+    return apply(networks.autoencoder, {"params": variables["autoencoder"]}, skills, method="decode")
 
 
 def tokenise(networks: Networks, variables: Variables, chunks: jax.Array) -> jax.Array:
     """Skills `[B, K]` of chunks `[B, T, A]`, without dropout."""
-    return networks.autoencoder.apply({"params": variables["autoencoder"]}, chunks, method="encode")
+    return apply(networks.autoencoder, {"params": variables["autoencoder"]}, chunks, method="encode")
 
 
 def score(
@@ -167,7 +180,7 @@ def score(
     `support` `[B, K, top_k]` is the recorded top-k set; the distribution is renormalised over it, as when sampling.
     """
     chex.assert_rank([context, skills], [3, 2])
-    logits = networks.prior.apply({"params": variables["prior"]}, context, skills, deterministic=True)
+    logits = apply(networks.prior, {"params": variables["prior"]}, context, skills, deterministic=True)
     return (
         log_prob_of(logits, skills, temperature=temperature, support=support),
         entropy_of(logits, temperature=temperature, support=support),

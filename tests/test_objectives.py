@@ -41,9 +41,7 @@ def test_skill_ratio_by_hand():
 def test_averages_by_hand(average, expected):
     # One token per skill, every ratio 1.1 and inside the range; three skills with advantage 1, one with -1.
     arguments = packed(np.full((4, 1), np.log(1.1)), [1, 1, 1, -1], [0, 0, 0, 1])
-    loss, _ = clipped_surrogate(
-        *arguments, unit="skill", clip_low=0.8, clip_high=1.2, average=average, num_episodes=2
-    )
+    loss, _ = clipped_surrogate(*arguments, unit="skill", clip_low=0.8, clip_high=1.2, average=average, num_episodes=2)
     np.testing.assert_allclose(loss, -expected, rtol=1e-5, atol=1e-6)
 
 

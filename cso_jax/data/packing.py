@@ -39,9 +39,7 @@ def minibatches(
     return [_fill([episodes[i] for i in chosen], advantages[chosen], lengths[chosen], size) for chosen in bins]
 
 
-def _fill(
-    episodes: Sequence[Columns], advantages: np.ndarray, lengths: np.ndarray, size: int
-) -> dict[str, np.ndarray]:
+def _fill(episodes: Sequence[Columns], advantages: np.ndarray, lengths: np.ndarray, size: int) -> dict[str, np.ndarray]:
     used = int(lengths.sum())
     batch = {}
     for name in episodes[0]:

@@ -1,9 +1,9 @@
 """Episodes on disk, in the HDF5 layout that LIBERO and robomimic use: one group `data/demo_<i>` per episode.
 
-    data                      attributes: total, plus whatever the writer adds (JSON for anything nested)
-    data/demo_0               attributes: num_samples, init (e.g. "train:push-v3:12")
-    data/demo_0/obs/<key>     [N, ...]
-    data/demo_0/<array>       [N, ...]: actions, rewards, dones, skills, ...
+data                      attributes: total, plus whatever the writer adds (JSON for anything nested)
+data/demo_0               attributes: num_samples, init (e.g. "train:push-v3:12")
+data/demo_0/obs/<key>     [N, ...]
+data/demo_0/<array>       [N, ...]: actions, rewards, dones, skills, ...
 """
 
 import dataclasses
@@ -93,9 +93,7 @@ def read(path: str | Path, *, images: bool = True) -> tuple[list[StoredEpisode],
 
 
 def _read_episode(group: h5py.Group, images: bool) -> StoredEpisode:
-    observations = {
-        name: dataset[()] for name, dataset in group["obs"].items() if images or dataset.ndim != 4
-    }
+    observations = {name: dataset[()] for name, dataset in group["obs"].items() if images or dataset.ndim != 4}
     arrays = {name: dataset[()] for name, dataset in group.items() if isinstance(dataset, h5py.Dataset)}
     rows = {name: len(values) for name, values in [*observations.items(), *arrays.items()]}
     if len(set(rows.values())) != 1 or "actions" not in arrays:

@@ -73,9 +73,7 @@ def gif(frames: Sequence[np.ndarray]) -> bytes:
     images = [Image.fromarray(frame).quantize(64, dither=Image.Dither.NONE) for frame in frames]
     durations = [_FRAME_MS] * (len(images) - 1) + [1000]
     buffer = io.BytesIO()
-    images[0].save(
-        buffer, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0, optimize=True
-    )
+    images[0].save(buffer, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0, optimize=True)
     return buffer.getvalue()
 
 
@@ -87,6 +85,4 @@ def _path(run: Run, row: dict[str, Any]):
 def _request(run: Run, row: dict[str, Any]) -> EpisodeRequest:
     index = int(row["init"].rpartition(":")[2])
     number = index - run.eval_init(row["task"], 0).index
-    return EpisodeRequest(
-        EvalInit(row["task"], index), run.episode_key("evaluation", row["task"], number), record=True
-    )
+    return EpisodeRequest(EvalInit(row["task"], index), run.episode_key("evaluation", row["task"], number), record=True)

@@ -1,6 +1,7 @@
 """Stage demos: scripted experts -> one HDF5 file of demonstrations per task."""
 
 import concurrent.futures
+import contextlib
 import multiprocessing
 import os
 from collections.abc import Iterator
@@ -61,10 +62,15 @@ def _complete(run: Run, task: str) -> bool:
     return True
 
 
-def _processes(run: Run) -> concurrent.futures.ProcessPoolExecutor:
-    return concurrent.futures.ProcessPoolExecutor(
+@contextlib.contextmanager
+def _processes(run: Run) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
+    executor = concurrent.futures.ProcessPoolExecutor(
         run.config.demos.processes or os.cpu_count() or 1, mp_context=multiprocessing.get_context("spawn")
     )
+    try:
+        yield executor
+    finally:
+        executor.shutdown(wait=True, cancel_futures=True)
 
 
 def _collect(
@@ -111,9 +117,7 @@ def _collect(
 
 def _attempts(settings: dict[str, Any], inits: list, noise: float, extra_steps: int, seed: int) -> list:
     """In a worker process: one demonstration, or None, per initial state."""
-    return [
-        experts.collect_demo(settings, init, noise=noise, extra_steps=extra_steps, seed=seed) for init in inits
-    ]
+    return [experts.collect_demo(settings, init, noise=noise, extra_steps=extra_steps, seed=seed) for init in inits]
 
 
 def _stored(demo: Demonstration) -> store.StoredEpisode:

@@ -69,7 +69,8 @@ def fit(
         run.metrics.write(stage, step, **values)
         bar.set_postfix({name: float(values[name]) for name in ("loss",)})
 
-    with telemetry.progress(steps, stage, unit="step", initial=first) as bar:
+    bar: telemetry.Progress[int] = telemetry.progress(steps, stage, unit="step", initial=first)
+    with bar:
         for step, arrays in prefetched(batch, first, steps):
             with run.clock.phase("update"):
                 state, metrics = update(state, learner.shard(arrays, run.mesh), jax.random.fold_in(key, step))

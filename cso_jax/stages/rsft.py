@@ -114,7 +114,7 @@ def _part(run: Run, number: int) -> Path:
 
 def _parts(run: Run) -> list[Path]:
     """The stored waves, in order, up to the first gap."""
-    found = []
+    found: list[Path] = []
     while (path := _part(run, len(found))).exists():
         found.append(path)
     return found

@@ -139,7 +139,10 @@ def open_run(config: ConfigDict, workdir: Path, stop: threading.Event | None = N
     if config.seed >= MAX_SEED:
         raise configs.ConfigError(f"config.seed must be below {MAX_SEED}; got {config.seed}")
     settings = config.env.to_dict()
-    tasks = envs.task_names(settings)
+    try:
+        tasks = envs.task_names(settings)
+    except ValueError as error:
+        raise configs.ConfigError(str(error)) from None
     workdir.mkdir(parents=True, exist_ok=True)
     stored = workdir / "config.json"
     if stored.exists():
@@ -176,7 +179,9 @@ def locked(workdir: Path) -> Iterator[None]:
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "another process"
-            raise RunError(f"{workdir} is in use by {holder}; wait for it, stop it, or choose another --workdir") from None
+            raise RunError(
+                f"{workdir} is in use by {holder}; wait for it, stop it, or choose another --workdir"
+            ) from None
         file.truncate(0)
         file.write(f"process {os.getpid()}")
         file.flush()

@@ -1,6 +1,7 @@
-"""Stage spo: groups of episodes from one initial state -> clipped policy-gradient updates of the prior (Algorithm 1)."""
+"""Stage spo: groups of episodes from one initial state -> clipped policy-gradient updates (Algorithm 1, stage 2)."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -121,7 +122,7 @@ def _collect(run: Run, state: LearnerState, iteration: int, memory: dict[str, li
 
     outcomes: list[EpisodeRecord] = []
 
-    def run_wave(requests: list[EpisodeRequest]) -> list[EpisodeRecord]:
+    def run_wave(requests: Sequence[EpisodeRequest]) -> list[EpisodeRecord]:
         records = rollout(run, requests, act, keep_observations=not settings.freeze_encoder)
         outcomes.extend(records)
         return records
@@ -167,9 +168,7 @@ def _improve(
     """`config.spo.epochs` passes over the kept groups; returns the state and the means over the updates."""
     settings = run.config.spo
     rewards = np.array([[record.success for record in group] for group in groups.kept], np.float32)
-    advantages = objectives.group_advantage(
-        rewards, baseline=settings.baseline, normalise_std=settings.normalise_std
-    )
+    advantages = objectives.group_advantage(rewards, baseline=settings.baseline, normalise_std=settings.normalise_std)
     records = [record for group in groups.kept for record in group]
     columns = [_columns(run, record) for record in records]
     collected: list[dict[str, Any]] = []

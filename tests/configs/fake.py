@@ -31,6 +31,7 @@ def get_config():
         config[stage].checkpoint_every = 10
     config.imitation.augment = False
     config.rsft.augment = False
+    config.rsft.checkpoint_every = 5
     config.rsft.successes_per_task = 6
     config.rsft.strikes = 4
     config.rsft.max_rollouts_per_task = 16

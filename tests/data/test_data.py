@@ -66,9 +66,7 @@ def test_windows_repeat_the_last_action():
     windows = ChunkWindows([np.arange(3.0)[:, None], np.arange(10, 14.0)[:, None]], chunk_length=3)
     assert len(windows) == 7
     taken = windows.take(np.array([0, 1, 2, 3, 5, 6]))[..., 0]
-    np.testing.assert_array_equal(
-        taken, [[0, 1, 2], [1, 2, 2], [2, 2, 2], [10, 11, 12], [12, 13, 13], [13, 13, 13]]
-    )
+    np.testing.assert_array_equal(taken, [[0, 1, 2], [1, 2, 2], [2, 2, 2], [10, 11, 12], [12, 13, 13], [13, 13, 13]])
 
 
 def test_batch_order_is_a_stream_of_permutations():

@@ -1,0 +1,70 @@
+"""Evaluate a finished stage of a run again, with as many episodes as you like:
+
+    python -m cso_jax.evaluate --workdir=DIR [--stage=imitation|rsft|spo] [--episodes=N]
+
+Uses the run's own config. Episodes that the run has evaluated already are taken over, not run again; the rows go to
+`evaluation_<stage>.jsonl`, and the run's results stay as they are.
+"""
+
+import sys
+from pathlib import Path
+
+from cso_jax import config as configs
+from cso_jax import telemetry
+
+USAGE = "python -m cso_jax.evaluate --workdir=DIR [--stage=imitation|rsft|spo] [--episodes=N]"
+STAGES = ("imitation", "rsft", "spo")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status as `cso_jax.main.main` does."""
+    from cso_jax.main import fail, supervised
+
+    try:
+        workdir, stage, episodes = _parse(sys.argv[1:] if arguments is None else arguments)
+    except configs.ConfigError as error:
+        return fail(error)
+    config = configs.from_json((workdir / "config.json").read_text())
+    return supervised(config, workdir, lambda stop: _evaluate(config, workdir, stage, episodes, stop))
+
+
+def _parse(arguments: list[str]) -> tuple[Path, str, int]:
+    options, overrides = configs.split_arguments(arguments)
+    unknown = sorted(options.keys() - {"workdir", "stage", "episodes", "help"})
+    if unknown or overrides or "workdir" not in options:
+        raise configs.ConfigError(f"usage: {USAGE}")
+    workdir = Path(options["workdir"])
+    if not (workdir / "config.json").exists():
+        raise configs.ConfigError(f"{workdir} is not the workdir of a run: it has no config.json")
+    trained = [stage for stage in STAGES if (workdir / "checkpoints" / stage).is_dir()]
+    stage = options.get("stage") or (trained[-1] if trained else "none")
+    if stage not in trained:
+        raise configs.ConfigError(f"{workdir} has no policy of stage {stage!r}; it has {', '.join(trained) or 'none'}")
+    episodes = options.get("episodes", "0")
+    if not episodes.isdigit():
+        raise configs.ConfigError(f"--episodes is a number of episodes per task; got {episodes!r}")
+    return workdir, stage, int(episodes)
+
+
+def _evaluate(config, workdir: Path, stage: str, episodes: int, stop) -> None:
+    from cso_jax.evaluation import run_evaluation
+    from cso_jax.files import append_jsonl, read_jsonl
+    from cso_jax.stages.run import open_run
+    from cso_jax.statistics import wilson
+
+    name = f"evaluation_{stage}.jsonl"
+    if not (workdir / name).exists():
+        append_jsonl(workdir / name, [r for r in read_jsonl(workdir / "episodes.jsonl") if r["stage"] == stage])
+    run = open_run(config, workdir, stop)
+    try:
+        rows = run_evaluation(run, stage, episodes_per_task=episodes or None, rows_file=name)
+    finally:
+        run.close()
+    for task in run.tasks:
+        wins = [row["success"] for row in rows if row["task"] == task]
+        low, high = wilson(sum(wins), len(wins))
+        telemetry.show(f"{task:32s} {sum(wins) / len(wins):.3f}  95 % {low:.3f} to {high:.3f}  n = {len(wins)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
