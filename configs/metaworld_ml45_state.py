@@ -8,6 +8,7 @@ def get_config():
     config.env.obs = "state"
 
     config.demos.per_task = 100
+    config.demos.label = "expert"
 
     config.autoencoder.width = 64
     config.autoencoder.encoder_layers = 1
