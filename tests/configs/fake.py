@@ -11,24 +11,25 @@ def get_config():
     config.env.horizon = 40
     config.rollout.workers = 2
     config.rollout.slots = 4
-    config.demos.per_task = 6
+    config.demos.per_task = 12
     config.demos.noise = 0.3
     config.demos.extra_steps = 4
     config.demos.processes = 1
+    config.autoencoder.chunk_length = 8
     config.autoencoder.width = 16
     config.autoencoder.encoder_layers = 1
     config.autoencoder.decoder_layers = 1
     config.encoder.normalise = True
     config.encoder.lowdim_width = 16
-    config.prior.width = 16
+    config.prior.width = 32
     config.prior.layers = 1
     config.prior.heads = 2
-    for stage, steps in (("codebook", 60), ("imitation", 80), ("rsft", 10)):
+    for stage, steps in (("codebook", 200), ("imitation", 200), ("rsft", 10)):
         config[stage].steps = steps
         config[stage].batch_size = 32
         config[stage].learning_rate = 3e-3
         config[stage].log_every = 5
-        config[stage].checkpoint_every = 10
+        config[stage].checkpoint_every = 20
     config.imitation.augment = False
     config.rsft.augment = False
     config.rsft.checkpoint_every = 5
