@@ -372,17 +372,14 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-    """The config that `to_json` wrote, locked; lists become tuples again."""
-    config = ConfigDict(json.loads(text))
-    for key, value in flatten(config).items():
-        if isinstance(value, list | tuple):
-            *sections, name = key.split(".")
-            target = config
-            for section in sections:
-                target = target[section]
-            with target.ignore_type():
-                target[name] = tuple(value)
-    return config.lock()
+    """The config that `to_json` wrote, locked; its lists become tuples again."""
+
+    def restored(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: restored(inner) for key, inner in value.items()}
+        return tuple(value) if isinstance(value, list) else value
+
+    return ConfigDict(restored(json.loads(text))).lock()
 
 
 def fingerprint(config: ConfigDict) -> str:

@@ -12,7 +12,7 @@ from cso_jax import envs, telemetry
 from cso_jax.envs.protocol import require_eval
 from cso_jax.files import append_jsonl, atomic_write_text, read_jsonl
 from cso_jax.rollout.actor import make_act
-from cso_jax.rollout.pool import ActFn, EpisodeRecord, EpisodeRequest, Interrupted
+from cso_jax.rollout.episodes import ActFn, EpisodeRecord, EpisodeRequest, Interrupted
 from cso_jax.stages.run import Run, Stopped
 from cso_jax.statistics import wilson
 

@@ -97,7 +97,7 @@ def supervised(config, workdir: Path, work) -> int:
     from cso_jax.checkpoints import CheckpointError
     from cso_jax.data.store import StoreError
     from cso_jax.envs import gl
-    from cso_jax.rollout.pool import RolloutError
+    from cso_jax.rollout.episodes import RolloutError
     from cso_jax.stages.run import RunError, Stopped, locked, stop_on_signals
 
     expected = (configs.ConfigError, RunError, RolloutError, StoreError, CheckpointError)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from cso_jax import policy, telemetry
-from cso_jax.rollout.pool import ActFn
+from cso_jax.rollout.episodes import ActFn
 
 _decide = jax.jit(policy.decide, static_argnames=("networks", "temperature", "top_k", "execution_horizon"))
 

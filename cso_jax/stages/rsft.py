@@ -18,8 +18,8 @@ from cso_jax.data.dataset import BatchOrder, Rows, StoredImages
 from cso_jax.evaluation import rollout
 from cso_jax.files import atomic_write_text
 from cso_jax.rollout.actor import make_act
+from cso_jax.rollout.episodes import EpisodeRecord, EpisodeRequest
 from cso_jax.rollout.groups import TaskCursor, n_strikes
-from cso_jax.rollout.pool import EpisodeRecord, EpisodeRequest
 from cso_jax.stages.fitting import fit, optimiser_of
 from cso_jax.stages.imitation import demonstration_rows, summary_with_validation
 from cso_jax.stages.run import Run

@@ -14,8 +14,8 @@ from cso_jax.envs.protocol import TrainInit
 from cso_jax.evaluation import rollout
 from cso_jax.learner import LearnerState
 from cso_jax.rollout.actor import make_act
+from cso_jax.rollout.episodes import EpisodeRecord, EpisodeRequest
 from cso_jax.rollout.groups import GroupBatch, collect_groups
-from cso_jax.rollout.pool import EpisodeRecord, EpisodeRequest
 from cso_jax.stages.run import Run, RunError, Stopped
 
 STAGE = "spo"

@@ -14,7 +14,8 @@ import numpy as np
 
 from cso_jax import envs
 from cso_jax.envs.protocol import TrainInit
-from cso_jax.rollout.pool import EpisodeRequest, WorkerPool
+from cso_jax.rollout.episodes import EpisodeRequest
+from cso_jax.rollout.pool import WorkerPool
 
 METAWORLD_TASKS = ("reach-v3", "push-v3", "door-open-v3")
 EXECUTION_HORIZON = 8

@@ -12,7 +12,8 @@ import pytest
 
 from cso_jax.envs.protocol import EvalInit, TrainInit
 from cso_jax.rollout import fake
-from cso_jax.rollout.pool import EpisodeRequest, Interrupted, RolloutError, WorkerPool
+from cso_jax.rollout.episodes import EpisodeRequest, Interrupted, RolloutError
+from cso_jax.rollout.pool import WorkerPool
 
 HORIZON = 24
 EXECUTE = 4
