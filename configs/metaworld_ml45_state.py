@@ -26,7 +26,7 @@ def get_config():
     config.prior.layers = 3
     config.prior.heads = 4
     config.prior.dropout = 0.0
-    config.imitation.steps = 12_000
+    config.imitation.steps = 9000
     config.imitation.batch_size = 256
     config.imitation.learning_rate = 1e-3
     config.imitation.warmup_steps = 100
@@ -34,10 +34,11 @@ def get_config():
     config.imitation.augment = False
     config.imitation.log_every = 100
 
-    config.rsft.successes_per_task = 60
-    config.rsft.max_rollouts_per_task = 240
+    config.rsft.successes_per_task = 100
+    config.rsft.max_rollouts_per_task = 300
     config.rsft.wave = 480
-    config.rsft.steps = 2500
+    config.rsft.steps = 3000
+    config.rsft.learning_rate = 5e-4
     config.rsft.augment = False
 
     config.spo.iterations = 40
