@@ -135,7 +135,7 @@ def codebook_update(networks: Networks, optimiser: optax.GradientTransformation,
             return objectives.reconstruction_l1(reconstruction, chunks), indices
 
         (loss, codes), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.trainable)
-        metrics = {"loss": loss, "grad_norm": optax.global_norm(gradients), "codes": codes}
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradients), "codes": codes}
         return _apply(state, gradients, optimiser), metrics
 
     return _jit(update, mesh)
@@ -183,7 +183,7 @@ def imitation_update(
 
         (loss, (batch_stats, accuracy)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.trainable)
         state = state.replace(fixed={**state.fixed, "batch_stats": batch_stats})
-        metrics = {"loss": loss, "token_accuracy": accuracy, "grad_norm": optax.global_norm(gradients)}
+        metrics = {"loss": loss, "token_accuracy": accuracy, "grad_norm": optax.tree.norm(gradients)}
         return _apply(state, gradients, optimiser), metrics
 
     return _jit(update, mesh)
@@ -258,7 +258,7 @@ def surrogate_update(
             return loss - entropy_bonus * mean_entropy, metrics
 
         (_, metrics), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.trainable)
-        metrics["grad_norm"] = optax.global_norm(gradients)
+        metrics["grad_norm"] = optax.tree.norm(gradients)
         return _apply(state, gradients, optimiser), metrics
 
     return _jit(update, mesh)

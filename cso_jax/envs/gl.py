@@ -4,6 +4,7 @@ MuJoCo reads the environment variable MUJOCO_GL when it is imported and when a r
 that wants images calls `configure_gl` before it imports mujoco. Runs without images need no OpenGL library at all.
 """
 
+import atexit
 import functools
 import importlib
 import os
@@ -179,4 +180,7 @@ def _process_context() -> Any:
         name = configure_gl("pixels")
     module = name if name in BACKENDS else "glfw"
     # By its module, since mujoco.GLContext is what MUJOCO_GL said when mujoco was imported.
-    return importlib.import_module(f"mujoco.{module}").GLContext(16, 16)
+    context = importlib.import_module(f"mujoco.{module}").GLContext(16, 16)
+    # Freed here: by the time that the context itself is collected, the functions that free it may be gone.
+    atexit.register(context.free)
+    return context

@@ -143,6 +143,7 @@ def open_run(config: ConfigDict, workdir: Path, stop: threading.Event | None = N
         tasks = envs.task_names(settings)
     except ValueError as error:
         raise configs.ConfigError(str(error)) from None
+    _check_shares(config, jax.device_count())
     workdir.mkdir(parents=True, exist_ok=True)
     stored = workdir / "config.json"
     if stored.exists():
@@ -167,6 +168,17 @@ def open_run(config: ConfigDict, workdir: Path, stop: threading.Event | None = N
         clock=telemetry.PhaseClock(),
         stop=stop or threading.Event(),
     )
+
+
+def _check_shares(config: ConfigDict, devices: int) -> None:
+    """Raises ConfigError for batches that the devices of this machine cannot share evenly."""
+    sizes = {f"{name}.batch_size": config[name].batch_size for name in ("codebook", "imitation", "rsft")}
+    sizes["spo.minibatch_skills"] = config.spo.minibatch_skills
+    uneven = [f"config.{key} = {size}" for key, size in sizes.items() if size % devices]
+    if uneven:
+        raise configs.ConfigError(
+            f"{devices} devices share each batch, so its size must be a multiple of {devices}: {', '.join(uneven)}"
+        )
 
 
 @contextlib.contextmanager
