@@ -41,12 +41,12 @@ def get_config():
     config.rsft.learning_rate = 5e-4
     config.rsft.augment = False
 
-    config.spo.iterations = 40
+    config.spo.iterations = 30
     config.spo.groups = 64
     config.spo.max_groups = 64
     config.spo.wave_groups = 64
     config.spo.frontier_sampling = True
-    config.spo.learning_rate = 3e-5
+    config.spo.learning_rate = 6e-5
 
     config.evaluation.episodes_per_task = 20
     return config
