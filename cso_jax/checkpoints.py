@@ -1,6 +1,5 @@
 """Orbax checkpoints of one stage: atomic, verified on the way in, and never deleted because they failed to load."""
 
-import os
 import shutil
 import time
 from pathlib import Path
@@ -63,7 +62,7 @@ class Checkpoints:
                 self._quarantine(step, error)
                 continue
             tree, meta = found
-            return step, _fit(tree, like, self.directory / str(step)), meta
+            return step, fit_structure(tree, like, self.directory / str(step)), meta
         return None
 
     def restore_raw(self) -> tuple[int, Any, dict] | None:
@@ -105,7 +104,7 @@ def _key_name(key: Any) -> str:
     return str(key)
 
 
-def _fit(tree: Any, like: Any, where: Path) -> Any:
+def fit_structure(tree: Any, like: Any, where: str | Path) -> Any:
     """`tree` (nested dictionaries, lists) in the structure of `like`. Raises CheckpointError with the differences."""
     if like is None:
         return tree
@@ -121,9 +120,3 @@ def _fit(tree: Any, like: Any, where: Path) -> Any:
     flat, structure = jax.tree_util.tree_flatten_with_path(like)
     names = ["/".join(_key_name(k) for k in path) for path, _ in flat]
     return jax.tree_util.tree_unflatten(structure, [found[name] for name in names])
-
-
-def has_space(directory: str | Path, needed_bytes: int) -> bool:
-    """Whether the file system of `directory` has `needed_bytes` free."""
-    stats = os.statvfs(directory)
-    return stats.f_bavail * stats.f_frsize >= needed_bytes

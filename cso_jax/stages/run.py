@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from cso_jax import config as configs
 from cso_jax import envs, learner, policy, telemetry
-from cso_jax.checkpoints import Checkpoints
+from cso_jax.checkpoints import Checkpoints, fit_structure
 from cso_jax.envs.protocol import EnvSpec, EvalInit, InitState, TrainInit
 from cso_jax.files import atomic_write_text
 from cso_jax.rollout.pool import WorkerPool
@@ -104,13 +104,17 @@ class Run:
         return found is not None and bool(found[2].get("final"))
 
     def variables(self, stage: str) -> policy.Variables:
-        """The policy that a finished stage left. Raises RunError where there is none."""
+        """The policy that a finished stage left, numpy arrays.
+
+        Raises RunError where there is none, CheckpointError where it is not of this config's architecture.
+        """
         found = self.checkpoints(stage).restore_latest(None)
         if found is None:
             raise RunError(f"{self.workdir} holds no readable checkpoint of the stage {stage!r}")
-        tree = found[1]
-        # Empty dictionaries are not stored; the networks expect them.
-        return {"batch_stats": {}, **tree["fixed"], **tree["trainable"]}
+        step, tree, _ = found
+        expected = jax.eval_shape(lambda: policy.init(self.networks, jax.random.key(0), self.spec))
+        where = self.workdir / "checkpoints" / stage / str(step)
+        return fit_structure({**tree["fixed"], **tree["trainable"]}, expected, where)
 
     def restart_pool(self) -> None:
         """End the rollout workers; the next use starts new ones, with the environment variables of that moment."""

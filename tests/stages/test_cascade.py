@@ -140,7 +140,7 @@ def test_killed_in_every_stage_and_started_again(tmp_path, environment, finished
 def test_sigterm_saves_and_leaves(tmp_path, environment, finished):
     workdir = tmp_path / "stopped"
     process = subprocess.Popen(command(workdir), cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
-    while not (workdir / "checkpoints" / "imitation" / "10").exists():
+    while not (workdir / "checkpoints" / "imitation" / "20").exists():
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.005)
     process.send_signal(signal.SIGTERM)
@@ -157,7 +157,7 @@ def test_damaged_checkpoint_and_episode_files_are_made_again(tmp_path, environme
     workdir = tmp_path / "damaged"
     shutil.copytree(finished, workdir)
     shutil.rmtree(workdir / "checkpoints" / "spo")
-    for damaged in (*(workdir / "checkpoints" / "imitation" / "80").rglob("*"), workdir / "rsft" / "wave_00001.hdf5"):
+    for damaged in (*(workdir / "checkpoints" / "imitation" / "200").rglob("*"), workdir / "rsft" / "wave_00001.hdf5"):
         if damaged.is_file():
             damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2])
     result = finish(workdir, environment)
@@ -200,9 +200,9 @@ def test_too_few_demonstrations(tmp_path, environment, finished):
 
     workdir = tmp_path / "few"
     shutil.copytree(finished / "demos", workdir / "demos")
-    result = finish(workdir, environment, "--config.demos.per_task=9")
+    result = finish(workdir, environment, "--config.demos.per_task=15")
     assert result.returncode == 1
-    assert "holds 6 demonstrations, config.demos.per_task asks for 9" in result.stderr
+    assert "holds 12 demonstrations, config.demos.per_task asks for 15" in result.stderr
 
 
 def test_an_expert_that_fails_too_often(tmp_path, environment):
@@ -216,3 +216,32 @@ def test_nan_loss_stops_before_saving(tmp_path, environment):
     assert result.returncode == 1
     assert "codebook: the loss became" in result.stderr
     assert not list((tmp_path / "checkpoints" / "codebook").glob("[0-9]*"))
+
+
+def test_a_policy_that_never_succeeds(tmp_path, environment):
+    """No success for R-SFT, no informative group for SPO: said, and the policy is kept."""
+    few = [f"--config.{stage}.steps=1" for stage in ("codebook", "imitation")]
+    result = finish(tmp_path, environment, *few, "--config.env.horizon=12", "--config.report.videos=0")
+    assert result.returncode == 0, result.stderr
+    assert "R-SFT: no success for left, right, up: left out" in result.stderr
+    assert "no informative group among 9" in result.stderr
+    saved = policies(tmp_path)
+    for name in ("encoder", "prior"):
+        before, after = (
+            _flat({**saved[stage][1]["fixed"], **saved[stage][1]["trainable"]}[name]) for stage in ("imitation", "spo")
+        )
+        for leaf, value in before.items():
+            np.testing.assert_array_equal(value, after[leaf])
+
+
+def test_other_architecture_is_refused(tmp_path, environment, finished):
+    import shutil
+
+    workdir = tmp_path / "wider"
+    for name in ("demos", "checkpoints"):
+        shutil.copytree(finished / name, workdir / name)
+    shutil.rmtree(workdir / "checkpoints" / "spo")
+    result = finish(workdir, environment, "--config.prior.width=48")
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert "another architecture" in result.stderr
