@@ -1,5 +1,6 @@
 """Orbax checkpoints of one stage: atomic, verified on the way in, and never deleted because they failed to load."""
 
+import errno
 import shutil
 import time
 from pathlib import Path
@@ -10,6 +11,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from cso_jax import telemetry
+
+# Errors of the machine, not of the checkpoint: nothing is wrong with what is on disk.
+_PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE}
 
 
 class CheckpointError(RuntimeError):
@@ -58,16 +62,16 @@ class Checkpoints:
         for step in reversed(self.steps()):
             try:
                 found = self._read(step)
+            except MemoryError:
+                raise
             except Exception as error:  # orbax raises many types for a damaged checkpoint
+                if isinstance(error, OSError) and error.errno in _PASSING:
+                    raise
                 self._quarantine(step, error)
                 continue
             tree, meta = found
             return step, fit_structure(tree, like, self.directory / str(step)), meta
         return None
-
-    def restore_raw(self) -> tuple[int, Any, dict] | None:
-        """As `restore_latest`, without a structure to compare with: plain nested dictionaries of numpy arrays."""
-        return self.restore_latest(None)
 
     def _read(self, step: int) -> tuple[Any, dict]:
         restored = self._manager.restore(
@@ -81,12 +85,12 @@ class Checkpoints:
         target = self.directory.parent / "quarantine" / f"{self.directory.name}-{step}-{int(time.time() * 1000)}"
         target.parent.mkdir(exist_ok=True)
         shutil.move(str(self.directory / str(step)), target)
+        self._manager = self._open()
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         telemetry.warn(
             f"checkpoint {self.directory / str(step)} cannot be read ({first_line[:160]}); moved to {target}, "
-            "going on from the one before it"
+            f"{'going on from the one before it' if self.steps() else 'the stage starts again from its beginning'}"
         )
-        self._manager = self._open()
 
     def close(self) -> None:
         self._manager.close()

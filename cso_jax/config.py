@@ -8,6 +8,7 @@ import ast
 import difflib
 import hashlib
 import json
+import math
 import runpy
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +22,20 @@ SCALES = ("full", "smoke")
 ENVIRONMENTS = ("metaworld", "fake")
 
 # These change how fast a run goes or what it shows, never what it computes: a run may be continued with other values.
-_NEUTRAL = ("rollout.", "report.", "demos.processes", "env.instance_cap", "env.video")
+# `rollout.slots` is not among them: it is the batch of the policy call, and rounding may depend on the batch.
+_NEUTRAL = (
+    "rollout.workers",
+    "rollout.step_timeout_s",
+    "rollout.start_timeout_s",
+    "rollout.max_attempts",
+    "rollout.recycle_after_episodes",
+    "report.",
+    "demos.processes",
+    "demos.max_attempts_per_demo",
+    "env.instance_cap",
+    "env.video",
+    "evaluation.wave",
+)
 
 
 class ConfigError(ValueError):
@@ -141,7 +155,7 @@ def base() -> ConfigDict:
 
     config.report = ConfigDict()
     config.report.videos = 3  # tasks shown, one success and one failure each; 0 for none
-    return config
+    return config.lock()
 
 
 def _optimisation(*, steps: int, batch_size: int, learning_rate: float, final_learning_rate: float) -> ConfigDict:
@@ -226,7 +240,12 @@ def load(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> ConfigD
     namespace = runpy.run_path(str(path))
     if "get_config" not in namespace:
         raise ConfigError(f"{path} defines no get_config() -> ConfigDict")
-    config = namespace["get_config"]()
+    try:
+        config = namespace["get_config"]()
+    except (AttributeError, KeyError, TypeError) as error:
+        # ml_collections refuses unknown keys and other types; it goes on to print every key that there is.
+        raise ConfigError(f"{path}: {str(error).strip().splitlines()[0]}") from None
+    config.unlock()
     config.name = path.stem
     given = dict(overrides)
     config.scale = given.pop("scale", config.scale)
@@ -249,7 +268,7 @@ def _override(config: ConfigDict, key: str, text: str) -> str | None:
         return f"unknown config key config.{key}" + (f"; did you mean config.{near[0]}?" if near else "")
     try:
         value = _parse(text, known[key])
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, OverflowError):
         kind = type(known[key]).__name__
         return f"config.{key} is {_article(kind)} (now {known[key]!r}); {text!r} is not"
     *sections, name = key.split(".")
@@ -283,7 +302,10 @@ def _parse(text: str, current: Any) -> Any:
             value = ast.literal_eval(text)
         else:
             value = [_literal(part) for part in text.split(",") if part]
-        return tuple(value) if isinstance(value, list | tuple) else (value,)
+        value = tuple(value) if isinstance(value, list | tuple) else (value,)
+        if current and not all(isinstance(item, type(current[0])) for item in value):
+            raise ValueError(text)
+        return value
     return text
 
 
@@ -322,7 +344,10 @@ def validate(config: ConfigDict) -> list[str]:
         "codebook.batch_size", "imitation.batch_size", "rsft.batch_size", "codebook.steps", "imitation.steps",
         "rollout.slots", "demos.per_task", "execution_horizon", "env.horizon", "evaluation.episodes_per_task",
         "evaluation.wave", "rsft.wave", "spo.groups", "spo.wave_groups", "codebook.log_every",
-        "imitation.log_every", "rsft.log_every", "spo.epochs", "spo.checkpoint_every",
+        "imitation.log_every", "rsft.log_every", "spo.epochs", "spo.checkpoint_every", "codebook.checkpoint_every",
+        "imitation.checkpoint_every", "rsft.checkpoint_every", "rsft.strikes", "rsft.successes_per_task",
+        "spo.iterations", "rollout.max_attempts", "prior.heads", "autoencoder.heads", "env.image_size",
+        "demos.max_attempts_per_demo",
     ):  # fmt: skip
         need(flatten(config)[key] > 0, f"config.{key} must be at least 1; got {flatten(config)[key]}")
     chunk = config.autoencoder.chunk_length
@@ -348,7 +373,18 @@ def validate(config: ConfigDict) -> list[str]:
     need(config.spo.minibatch_skills >= decisions,
          f"config.spo.minibatch_skills is {config.spo.minibatch_skills}, but one episode can hold {decisions} skills "
          "and a minibatch takes whole episodes")  # fmt: skip
-    need(0.0 <= config.rsft.demo_fraction <= 1.0, "config.rsft.demo_fraction must be in [0, 1]")
+    need(0.0 <= config.rsft.demo_fraction < 1.0, "config.rsft.demo_fraction must be in [0, 1)")
+    need(config.rsft.max_rollouts_per_task >= config.rsft.strikes,
+         f"config.rsft.max_rollouts_per_task is {config.rsft.max_rollouts_per_task}, but one initial state takes "
+         f"config.rsft.strikes = {config.rsft.strikes} rollouts")  # fmt: skip
+    vocabulary = math.prod(config.autoencoder.levels)
+    for key in ("sampling.top_k", "rsft.top_k"):
+        top_k = flatten(config)[key]
+        need(top_k <= vocabulary, f"config.{key} is {top_k}, but there are {vocabulary} codes")
+    need(config.sampling.temperature > 0 or not config.spo.enabled,
+         "config.sampling.temperature is 0 (greedy): the episodes of a group would all be the same; "
+         "SPO needs a positive one")  # fmt: skip
+    need(config.autoencoder.width % 8 == 0, "config.autoencoder.width must be a multiple of 8 (GroupNorm's groups)")
     need(0.0 <= config.imitation.validation_fraction < 1.0, "config.imitation.validation_fraction must be in [0, 1)")
     need(config.env.name != "metaworld" or config.env.horizon <= 500,
          f"config.env.horizon is {config.env.horizon}, but MetaWorld ends every episode at 500 steps")  # fmt: skip
@@ -379,7 +415,10 @@ def from_json(text: str) -> ConfigDict:
             return {key: restored(inner) for key, inner in value.items()}
         return tuple(value) if isinstance(value, list) else value
 
-    return ConfigDict(restored(json.loads(text))).lock()
+    try:
+        return ConfigDict(restored(json.loads(text))).lock()
+    except ValueError as error:
+        raise ConfigError(f"config.json is not JSON: {error}") from None
 
 
 def fingerprint(config: ConfigDict) -> str:
@@ -388,8 +427,8 @@ def fingerprint(config: ConfigDict) -> str:
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def differences(stored: dict, config: ConfigDict) -> list[str]:
-    """What differs, one line per key, between a stored config and this one, as far as results depend on it."""
+def differences(stored: dict, config: ConfigDict) -> dict[str, str]:
+    """What differs between a stored config and this one, as far as results depend on it: `{key: both values}`."""
     old = flatten(ConfigDict(stored))
     new = flatten(ConfigDict(json.loads(to_json(config))))
     keys = [k for k in sorted(old.keys() | new.keys()) if not k.startswith(_NEUTRAL) and k != "name"]
@@ -398,11 +437,11 @@ def differences(stored: dict, config: ConfigDict) -> list[str]:
     def show(value: Any) -> str:
         return "absent" if value is missing else repr(value)
 
-    return [
-        f"config.{k}: {show(old.get(k, missing))} in the workdir, {show(new.get(k, missing))} now"
+    return {
+        k: f"config.{k}: {show(old.get(k, missing))} in the workdir, {show(new.get(k, missing))} now"
         for k in keys
         if _plain(old.get(k, missing)) != _plain(new.get(k, missing))
-    ]
+    }
 
 
 def _plain(value: Any) -> Any:

@@ -20,11 +20,15 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status as `cso_jax.main.main` does."""
     from cso_jax.main import fail, supervised
 
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if "--help" in arguments:
+        telemetry.show(f"usage: {USAGE}")
+        return 0
     try:
-        workdir, stage, episodes = _parse(sys.argv[1:] if arguments is None else arguments)
+        workdir, stage, episodes = _parse(arguments)
+        config = configs.from_json((workdir / "config.json").read_text())
     except configs.ConfigError as error:
         return fail(error)
-    config = configs.from_json((workdir / "config.json").read_text())
     return supervised(config, workdir, lambda stop: _evaluate(config, workdir, stage, episodes, stop))
 
 
@@ -36,7 +40,7 @@ def _parse(arguments: list[str]) -> tuple[Path, str, int]:
     workdir = Path(options["workdir"])
     if not (workdir / "config.json").exists():
         raise configs.ConfigError(f"{workdir} is not the workdir of a run: it has no config.json")
-    trained = [stage for stage in STAGES if (workdir / "checkpoints" / stage).is_dir()]
+    trained = [stage for stage in STAGES if any((workdir / "checkpoints" / stage).glob("[0-9]*"))]
     stage = options.get("stage") or (trained[-1] if trained else "none")
     if stage not in trained:
         raise configs.ConfigError(f"{workdir} has no policy of stage {stage!r}; it has {', '.join(trained) or 'none'}")

@@ -38,10 +38,15 @@ def run_evaluation(run: Run, stage: str, *, episodes_per_task: int | None = None
         common = {"horizon": run.config.env.horizon, "renderer": envs.renderer(run.settings), "versions": versions()}
         total = episodes_per_task * len(run.tasks)
         wins = 0
+
+        def keep(_: int, record: EpisodeRecord) -> None:
+            append_jsonl(rows_path, [_row(run, stage, record) | common], sync=False)
+            bar.update()
+
         with telemetry.progress(total, f"evaluate {stage}", unit="episode", initial=total - len(requests)) as bar:
             for first in range(0, len(requests), run.config.evaluation.wave):
-                records = rollout(run, requests[first : first + run.config.evaluation.wave], act, bar=bar)
-                append_jsonl(rows_path, [_row(run, stage, record) | common for record in records])
+                wave = requests[first : first + run.config.evaluation.wave]
+                records = rollout(run, wave, act, on_episode=keep)
                 wins += sum(record.success for record in records)
                 bar.set_postfix({"success": wins / (first + len(records))})
     wanted = {run.eval_init(task, number).name for number in range(episodes_per_task) for task in run.tasks}
@@ -70,8 +75,11 @@ def make_evaluation_act(run: Run, stage: str) -> ActFn:
     )
 
 
-def rollout(run: Run, requests, act, *, keep_observations: bool = False, bar=None) -> list[EpisodeRecord]:
-    """Run a wave of episodes, book its time by phase. Raises Stopped when the run is asked to stop meanwhile."""
+def rollout(run: Run, requests, act, *, keep_observations: bool = False, on_episode=None) -> list[EpisodeRecord]:
+    """Run a wave of episodes, book its time by phase. Raises Stopped when the run is asked to stop meanwhile.
+
+    `on_episode(index, record)` is called as episodes end, in an order that depends on timing.
+    """
     before = run.pool.stats.as_dict()
     with run.clock.phase("wait"):
         try:
@@ -79,7 +87,7 @@ def rollout(run: Run, requests, act, *, keep_observations: bool = False, bar=Non
                 requests,
                 act,
                 keep_observations=keep_observations,
-                on_episode=(lambda *_: bar.update()) if bar is not None else None,
+                on_episode=on_episode,
                 stop=run.stop.is_set,
             )
         except Interrupted:

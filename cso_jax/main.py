@@ -15,7 +15,7 @@ from cso_jax import config as configs
 from cso_jax import telemetry
 
 USAGE = "python -m cso_jax.main --config=configs/quickstart.py [--workdir=DIR] [--config.key=value ...]"
-EXIT_ERROR, EXIT_STOPPED = 1, 143
+EXIT_ERROR, EXIT_INTERRUPTED, EXIT_STOPPED = 1, 130, 143
 
 
 def cascade(config, workdir: Path, stop=None) -> Path:
@@ -102,16 +102,28 @@ def supervised(config, workdir: Path, work) -> int:
 
     expected = (configs.ConfigError, RunError, RolloutError, StoreError, CheckpointError)
     stop = threading.Event()
+    if workdir.exists() and not workdir.is_dir():
+        return fail(RunError(f"{workdir} is a file; --workdir must be a folder, or a new name"))
     try:
         with locked(workdir), stop_on_signals(stop):
             telemetry.log(f"workdir {workdir}")
-            try:
-                gl.configure_gl(config.env.obs)
-            except RuntimeError as error:
-                return fail(error)
+            if config.env.name != "fake":  # which draws with numpy
+                try:
+                    gl.configure_gl(config.env.obs)
+                except RuntimeError as error:
+                    return fail(error)
             work(stop)
     except expected as error:
+        notes = getattr(error, "__notes__", [])
+        if notes:
+            details = workdir / "errors.log"
+            with open(details, "a") as file:
+                file.write("\n".join([str(error), *notes]) + "\n")
+            error = RunError(f"{error} (details: {details})")
         return fail(error)
+    except KeyboardInterrupt:
+        telemetry.log("interrupted; what was saved before is kept, run the same command to go on")
+        return EXIT_INTERRUPTED
     except Stopped as where:
         telemetry.log(f"stopped in {where}; everything finished is saved, run the same command to go on")
         return EXIT_STOPPED

@@ -40,6 +40,10 @@ class MetricsLog:
             raise ValueError(f"metric names {clash} are taken by the row itself; rename the metrics")
         append_jsonl(self.path, [row | plain], sync=False)
         writer = self._writer(stage)
+        if writer is not None and not _alive(writer):
+            # Its thread ends on a full disk, and then the queue to it fills up and blocks for ever.
+            warn("TensorBoard's event files can no longer be written; metrics.jsonl goes on")
+            self._tensorboard, self._writers, writer = None, {}, None
         if writer is not None:
             for name, value in plain.items():
                 if isinstance(value, (int, float)):
@@ -83,6 +87,10 @@ class MetricsLog:
                 str(self._tensorboard / stage), purge_step=self._purge_from.pop(stage, None), flush_secs=10
             )
         return self._writers[stage]
+
+
+def _alive(writer: Any) -> bool:
+    return writer.file_writer.event_writer._worker.is_alive()
 
 
 class PhaseClock:

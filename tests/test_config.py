@@ -66,6 +66,11 @@ def test_overrides_are_stronger_than_the_scale():
         ([("execution_horizon", "40")], "a chunk has 32 actions"),
         ([("prior.heads", "5")], "must divide"),
         ([("scale", "tiny")], "config.scale must be one of"),
+        ([("rsft.max_rollouts_per_task", "5")], "one initial state takes"),
+        ([("sampling.top_k", "5000")], "there are 1000 codes"),
+        ([("sampling.temperature", "0")], "SPO needs a positive one"),
+        ([("autoencoder.levels", "8,a,5")], "config.autoencoder.levels is a list"),
+        ([("imitation.steps", "inf")], "config.imitation.steps is a whole number"),
     ],
 )
 def test_problems(given, message):
@@ -79,6 +84,17 @@ def test_all_problems_at_once():
     assert len(str(error.value).splitlines()) == 3
 
 
+def test_a_typo_in_a_config_file(tmp_path):
+    file = tmp_path / "typo.py"
+    body = "from cso_jax import config\ndef get_config():\n    c = config.base()\n    {}\n    return c\n"
+    file.write_text(body.format("c.spo.learning_rte = 1e-5"))
+    with pytest.raises(configs.ConfigError, match=r"typo\.py.*learning_rte"):
+        configs.load(file)
+    file.write_text(body.format("c.spo.learning_rate = 'fast'"))
+    with pytest.raises(configs.ConfigError, match=r"typo\.py"):
+        configs.load(file)
+
+
 def test_missing_file_names_the_nearest():
     with pytest.raises(configs.ConfigError, match=r"no config file .*did you mean .*quickstart.py"):
         configs.load(CONFIGS[0].with_name("quickstrat.py"))
@@ -87,10 +103,10 @@ def test_missing_file_names_the_nearest():
 def test_differences_ignore_what_changes_no_result():
     stored = json.loads(configs.to_json(configs.load(CONFIGS[0])))
     faster = configs.load(CONFIGS[0], [("rollout.workers", "7"), ("report.videos", "9")])
-    assert configs.differences(stored, faster) == []
+    assert configs.differences(stored, faster) == {}
     assert configs.fingerprint(faster) == configs.fingerprint(configs.load(CONFIGS[0]))
     other = configs.load(CONFIGS[0], [("spo.clip_low", "0.9")])
-    assert configs.differences(stored, other) == ["config.spo.clip_low: 0.93 in the workdir, 0.9 now"]
+    assert configs.differences(stored, other) == {"spo.clip_low": "config.spo.clip_low: 0.93 in the workdir, 0.9 now"}
 
 
 def test_arguments():

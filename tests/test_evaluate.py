@@ -11,13 +11,15 @@ from cso_jax import evaluate, main
 @pytest.fixture
 def workdir(tmp_path):
     (tmp_path / "config.json").write_text(configs.to_json(configs.base()))
-    (tmp_path / "checkpoints" / "imitation").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "imitation" / "20").mkdir(parents=True)
     return tmp_path
 
 
 def test_defaults_to_the_newest_stage(workdir):
     assert evaluate._parse([f"--workdir={workdir}"]) == (workdir, "imitation", 0)
-    (workdir / "checkpoints" / "spo").mkdir()
+    (workdir / "checkpoints" / "spo").mkdir()  # begun, nothing saved
+    assert evaluate._parse([f"--workdir={workdir}"])[1] == "imitation"
+    (workdir / "checkpoints" / "spo" / "3").mkdir()
     assert evaluate._parse([f"--workdir={workdir}", "--episodes=7"]) == (workdir, "spo", 7)
 
 

@@ -38,7 +38,11 @@ def configure_gl(obs: str) -> str:
 
     Raises RuntimeError, naming the packages to install, if images are wanted and no backend works.
     """
-    if obs != "pixels" or _chosen():
+    if obs != "pixels":
+        return gl_name()
+    if _chosen() == "none":
+        raise RuntimeError(f"camera images are wanted, but MUJOCO_GL={os.environ['MUJOCO_GL']} turns drawing off")
+    if _chosen():
         return gl_name()
     for name in BACKENDS:
         if backend_works(name):
@@ -148,7 +152,8 @@ class RendererCache:
 
 
 def _chosen() -> str:
-    return os.environ.get("MUJOCO_GL", "").strip().lower()
+    name = os.environ.get("MUJOCO_GL", "").strip().lower()
+    return "none" if name in ("disable", "disabled", "off", "false", "0") else name
 
 
 def _make_context(model: Any, size: int, *, shadows: bool, msaa: int) -> Any:

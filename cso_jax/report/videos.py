@@ -12,7 +12,7 @@ from cso_jax.envs import gl
 from cso_jax.envs.protocol import EvalInit
 from cso_jax.evaluation import make_evaluation_act, rollout
 from cso_jax.files import atomic_write_bytes, read_jsonl
-from cso_jax.rollout.episodes import EpisodeRequest
+from cso_jax.rollout.episodes import EpisodeRequest, RolloutError
 from cso_jax.stages.run import Run
 
 _FRAME_MS = 80
@@ -37,6 +37,13 @@ def run_stage(run: Run, final: str) -> None:
         except RuntimeError as error:
             telemetry.log(f"no videos: {error}")
             return
+    try:
+        _record(run, missing)
+    except RolloutError as error:
+        telemetry.warn(f"no videos: {error}")
+
+
+def _record(run: Run, missing: list[dict[str, Any]]) -> None:
     run.restart_pool()  # processes started before may have been told that nothing is drawn
     for stage in sorted({row["stage"] for row in missing}):
         wanted = [row for row in missing if row["stage"] == stage]
@@ -45,6 +52,9 @@ def run_stage(run: Run, final: str) -> None:
             if not record.frames:
                 telemetry.log("no videos: the simulators of this run draw nothing")
                 return
+            if record.success != row["success"]:
+                telemetry.warn(f"no video of {row['init']}: replayed here, the episode ended differently")
+                continue
             atomic_write_bytes(_path(run, row), gif(record.frames))
 
 

@@ -1,9 +1,11 @@
 """Stage demos: scripted experts -> one HDF5 file of demonstrations per task."""
 
 import concurrent.futures
+import concurrent.futures.process
 import contextlib
 import multiprocessing
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from cso_jax import experts, telemetry
 from cso_jax.data import store
 from cso_jax.experts.protocol import Demonstration
 from cso_jax.rollout.worker import spawn_surroundings
-from cso_jax.stages.run import Run, RunError, Stopped
+from cso_jax.stages.run import Run, RunError, Stopped, usable_cpus
 
 STAGE = "demos"
 
@@ -65,7 +67,9 @@ def _complete(run: Run, task: str) -> bool:
 @contextlib.contextmanager
 def _processes(run: Run) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
     executor = concurrent.futures.ProcessPoolExecutor(
-        run.config.demos.processes or os.cpu_count() or 1, mp_context=multiprocessing.get_context("spawn")
+        run.config.demos.processes or usable_cpus(),
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_end_with_parent,
     )
     try:
         yield executor
@@ -73,10 +77,22 @@ def _processes(run: Run) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
         executor.shutdown(wait=True, cancel_futures=True)
 
 
+def _end_with_parent() -> None:
+    """A killed parent closes no queue: without this its processes would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def _collect(
     run: Run, executor: concurrent.futures.ProcessPoolExecutor, tasks: list[str]
 ) -> Iterator[tuple[str, list[Demonstration], int]]:
-    """(task, its demonstrations, attempts used), in task order; attempts of later tasks run ahead meanwhile."""
+    """(task, its demonstrations, attempts used), in task order; the next task's attempts run ahead meanwhile."""
     settings = run.config.demos
     limit = settings.per_task * settings.max_attempts_per_demo
     # One job is a few attempts of one task, so that the executor's queue stays short and a process keeps its simulator.
@@ -89,10 +105,15 @@ def _collect(
                 _attempts, run.settings, inits, settings.noise, settings.extra_steps, run.seed(STAGE, task)
             )
 
-    ahead = {task: [submit(task, first) for first in range(0, settings.per_task, stride)] for task in tasks}
-    for task in tasks:
+    def first_jobs(task: str) -> list[concurrent.futures.Future]:
+        return [submit(task, first) for first in range(0, settings.per_task, stride)]
+
+    # Only one task ahead: a retry waits behind what is queued, and finished attempts are held in memory.
+    ahead = {task: first_jobs(task) for task in tasks[:1]}
+    for number, task in enumerate(tasks):
+        ahead |= {later: first_jobs(later) for later in tasks[number + 1 : number + 2]}
         demos: list[Demonstration] = []
-        attempts = submitted = 0
+        attempts = 0
         jobs = ahead.pop(task)
         submitted = sum(min(stride, limit - first) for first in range(0, settings.per_task, stride))
         while len(demos) < settings.per_task:
@@ -105,7 +126,14 @@ def _collect(
                     )
                 jobs.append(submit(task, submitted))
                 submitted += min(stride, limit - submitted)
-            for demo in jobs.pop(0).result():
+            try:
+                outcomes = jobs.pop(0).result()
+            except concurrent.futures.process.BrokenProcessPool:
+                raise RunError(
+                    f"a process that made demonstrations of {task} died (often: out of memory). The tasks before it "
+                    "are kept: run the same command again, with a lower config.demos.processes if it happens again"
+                ) from None
+            for demo in outcomes:
                 if len(demos) < settings.per_task:
                     attempts += 1
                     if demo is not None:

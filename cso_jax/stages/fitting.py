@@ -60,10 +60,13 @@ def fit(
         rows = jax.device_get(recent)
         recent.clear()
         losses = np.array([row["loss"] for row in rows])
-        if not np.isfinite(losses).all():
+        # The gradient too: the last update may have broken the parameters after its loss was computed.
+        watched = np.array([[row["loss"], row["grad_norm"]] for row in rows])
+        if not np.isfinite(watched).all():
             raise RunError(
-                f"{stage}: the loss became {losses[~np.isfinite(losses)][0]} by step {step}; nothing was saved since "
-                f"step {max(checkpoints.steps(), default=0)}. Lower config.{stage}.learning_rate, or look at the data"
+                f"{stage}: the loss or its gradient became {watched[~np.isfinite(watched)][0]} by step {step}; nothing "
+                f"was saved since step {max(checkpoints.steps(), default=0)}. Lower config.{stage}.learning_rate, or "
+                f"look at the data; to start the stage again with other values, delete {checkpoints.directory}"
             )
         values = summarise(state, rows) | {"loss": losses.mean(), "learning_rate": float(schedule(step - 1))}
         run.metrics.write(stage, step, **values)

@@ -45,7 +45,8 @@ def run_stage(run: Run) -> None:
         run.checkpoints(STAGE).save(0, jax.device_get(state), {"stage": STAGE, "final": True})
         return
     rows = success_rows(run)
-    steps = settings.steps or max(1, settings.epochs * len(rows) // settings.batch_size)
+    per_step = settings.batch_size - _demonstrations_per_batch(run)
+    steps = settings.steps or max(1, settings.epochs * len(rows) // per_step)
     optimiser, schedule = optimiser_of(settings, steps)
     batch, validation = _batches(run, rows)
     fit(
@@ -172,8 +173,8 @@ def success_rows(run: Run) -> Rows:
 def _batches(run: Run, successes: Rows):
     """`batch(step)` for `fit`: successes, mixed with demonstrations where config.rsft.demo_fraction asks for it."""
     settings = run.config.rsft
-    demonstrations = round(settings.demo_fraction * settings.batch_size)
-    own = BatchOrder(max(settings.batch_size - demonstrations, 0), len(successes), run.seed(STAGE, "order"))
+    demonstrations = _demonstrations_per_batch(run)
+    own = BatchOrder(settings.batch_size - demonstrations, len(successes), run.seed(STAGE, "order"))
     if not demonstrations:
         return (lambda step: successes.take(own(step))), None
     training, validation = demonstration_rows(run, run.variables("codebook"))
@@ -184,6 +185,11 @@ def _batches(run: Run, successes: Rows):
         return {name: np.concatenate([first[name], second[name]]) for name in first}
 
     return batch, validation
+
+
+def _demonstrations_per_batch(run: Run) -> int:
+    settings = run.config.rsft
+    return min(round(settings.demo_fraction * settings.batch_size), settings.batch_size - 1)
 
 
 def _report_tasks(run: Run, cursors: dict[str, TaskCursor]) -> None:

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from cso_jax import config as configs
 from cso_jax import envs, learner, policy, telemetry
 from cso_jax.checkpoints import Checkpoints, fit_structure
-from cso_jax.envs.protocol import EnvSpec, EvalInit, InitState, TrainInit
+from cso_jax.envs.protocol import EnvSpec, EvalInit, TrainInit
 from cso_jax.files import atomic_write_text
 from cso_jax.rollout.pool import WorkerPool
 
@@ -62,7 +62,7 @@ class Run:
             self._pool = WorkerPool(
                 envs.make_environments,
                 self.settings,
-                workers=rollout.workers or os.cpu_count() or 1,
+                workers=rollout.workers or usable_cpus(),
                 slots=rollout.slots,
                 step_timeout_s=rollout.step_timeout_s,
                 start_timeout_s=rollout.start_timeout_s,
@@ -111,7 +111,12 @@ class Run:
         found = self.checkpoints(stage).restore_latest(None)
         if found is None:
             raise RunError(f"{self.workdir} holds no readable checkpoint of the stage {stage!r}")
-        step, tree, _ = found
+        step, tree, meta = found
+        if not meta.get("final"):
+            raise RunError(
+                f"the stage {stage!r} of {self.workdir} is not finished (newest checkpoint: step {step}); "
+                "run the same cso_jax.main command again first"
+            )
         expected = jax.eval_shape(lambda: policy.init(self.networks, jax.random.key(0), self.spec))
         where = self.workdir / "checkpoints" / stage / str(step)
         return fit_structure({**tree["fixed"], **tree["trainable"]}, expected, where)
@@ -131,10 +136,6 @@ def _number(part: str | int) -> int:
     return part if isinstance(part, int) else zlib.crc32(part.encode())
 
 
-def task_id(run: Run, init: InitState) -> int:
-    return run.tasks.index(init.task)
-
-
 def open_run(config: ConfigDict, workdir: Path, stop: threading.Event | None = None) -> Run:
     """Prepare a workdir: refuse one of another config, write its config, build networks and logs.
 
@@ -148,30 +149,71 @@ def open_run(config: ConfigDict, workdir: Path, stop: threading.Event | None = N
     except ValueError as error:
         raise configs.ConfigError(str(error)) from None
     _check_shares(config, jax.device_count())
+    try:
+        spec = envs.spec(settings)
+        networks = policy.build(config, spec, len(tasks))
+        jax.eval_shape(lambda: policy.init(networks, jax.random.key(0), spec))
+    except (ValueError, TypeError, AssertionError) as error:
+        raise configs.ConfigError(f"these values build no policy: {str(error).strip().splitlines()[0]}") from None
     workdir.mkdir(parents=True, exist_ok=True)
-    stored = workdir / "config.json"
-    if stored.exists():
-        differences = configs.differences(json.loads(stored.read_text()), config)
-        if differences:
-            raise RunError(
-                f"{workdir} was made with another config; use another --workdir, or the values it was made with:\n"
-                + "\n".join("  " + line for line in differences)
-            )
-    else:
-        atomic_write_text(stored, configs.to_json(config))
-    spec = envs.spec(settings)
+    for leftover in workdir.rglob(".*.tmp"):  # of writes that a killed run did not finish
+        leftover.unlink()
+    _settle_config(config, workdir)
     return Run(
         config=config,
         workdir=workdir,
         settings=settings,
         tasks=tasks,
         spec=spec,
-        networks=policy.build(config, spec, len(tasks)),
+        networks=networks,
         mesh=learner.make_mesh(),
         metrics=telemetry.MetricsLog(workdir),
         clock=telemetry.PhaseClock(),
         stop=stop or threading.Event(),
     )
+
+
+def _settle_config(config: ConfigDict, workdir: Path) -> None:
+    """Write the config, or hold it against the one that is there; values of stages not yet begun may change."""
+    stored = workdir / "config.json"
+    if stored.exists():
+        try:
+            before = json.loads(stored.read_text())
+        except ValueError:
+            raise RunError(f"{stored} is not JSON; put it back, or use another --workdir") from None
+        differences = {
+            key: line
+            for key, line in configs.differences(before, config).items()
+            if key.split(".")[0] not in _OUTPUTS or _has_output(workdir, key.split(".")[0])
+        }
+        if differences:
+            raise RunError(
+                f"{workdir} was made with another config; use another --workdir, or the values it was made with:\n"
+                + "\n".join("  " + line for line in differences.values())
+            )
+    if not stored.exists() or stored.read_text() != configs.to_json(config):
+        atomic_write_text(stored, configs.to_json(config))
+
+
+# What a section of the config has made once its stage has begun; sections that are not named here bear on everything.
+_OUTPUTS = {
+    "demos": ("demos/*.hdf5",),
+    "codebook": ("checkpoints/codebook/[0-9]*",),
+    "imitation": ("checkpoints/imitation/[0-9]*",),
+    "rsft": ("rsft/*.hdf5", "checkpoints/rsft/[0-9]*"),
+    "spo": ("checkpoints/spo/[0-9]*",),
+}
+
+
+def _has_output(workdir: Path, section: str) -> bool:
+    return any(True for pattern in _OUTPUTS[section] for _ in workdir.glob(pattern))
+
+
+def usable_cpus() -> int:
+    """The CPU cores that this process may use: fewer than the machine has in a container or a batch job."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _check_shares(config: ConfigDict, devices: int) -> None:

@@ -50,13 +50,22 @@ def run_stage(run: Run, start_from: str) -> None:
         freeze_encoder=settings.freeze_encoder,
     )
     checkpoints = run.checkpoints(STAGE)
-    state, first, memory = _resume(checkpoints, state, run)
+    state, first, memory, empty = _resume(checkpoints, state, run)
     run.metrics.rewind(STAGE, first)
-    empty = 0
+
+    def save(done: int, final: bool) -> None:
+        with run.clock.phase("checkpoint"):
+            meta = {"stage": STAGE, "final": final, "frontier": memory, "empty": empty}
+            checkpoints.save(done, jax.device_get(state), meta)
+
     with telemetry.progress(settings.iterations, "SPO", unit="iteration", initial=first) as bar:
         for iteration in range(first, settings.iterations):
             started = time.monotonic()
-            groups = _collect(run, state, iteration, memory)
+            try:
+                groups = _collect(run, state, iteration, memory)
+            except Stopped:
+                save(iteration, final=False)
+                raise
             if groups.kept_count:
                 state, metrics = _improve(run, state, update, groups, iteration)
                 empty = 0
@@ -68,12 +77,10 @@ def run_stage(run: Run, start_from: str) -> None:
                     f"({groups.all_success} all successes, {groups.all_failure} all failures); no update"
                 )
             final = iteration + 1 == settings.iterations or empty == _EMPTY_ITERATIONS
-            if final or (iteration + 1) % settings.checkpoint_every == 0 or run.stop.is_set():
-                with run.clock.phase("checkpoint"):
-                    meta = {"stage": STAGE, "final": final, "frontier": memory}
-                    checkpoints.save(iteration + 1, jax.device_get(state), meta)
             row = _summary(groups) | metrics | {"seconds": time.monotonic() - started}
-            run.metrics.write(STAGE, iteration + 1, **row)
+            run.metrics.write(STAGE, iteration + 1, **row)  # before the checkpoint: a resumed run drops surplus rows
+            if final or (iteration + 1) % settings.checkpoint_every == 0 or run.stop.is_set():
+                save(iteration + 1, final)
             bar.set_postfix({name: row[name] for name in ("train_success", "clip_fraction") if name in row})
             bar.update()
             if final:
@@ -88,14 +95,15 @@ def run_stage(run: Run, start_from: str) -> None:
     checkpoints.close()
 
 
-def _resume(checkpoints: Checkpoints, state: LearnerState, run: Run) -> tuple[LearnerState, int, dict[str, list]]:
+def _resume(checkpoints: Checkpoints, state: LearnerState, run: Run) -> tuple[LearnerState, int, dict[str, list], int]:
+    """State, iterations done, record of mixed groups by task, and iterations in a row without any."""
     found = checkpoints.restore_latest(state)
     memory: dict[str, list] = {task: [1.0, 2.0] for task in run.tasks}
     if found is None:
-        return learner.replicate(state, run.mesh), 0, memory
+        return learner.replicate(state, run.mesh), 0, memory, 0
     step, stored, meta = found
     state = jax.tree.map(lambda value, like: jax.numpy.asarray(value, like.dtype), stored, state)
-    return learner.replicate(state, run.mesh), step, meta["frontier"]
+    return learner.replicate(state, run.mesh), step, meta["frontier"], meta["empty"]
 
 
 def _collect(run: Run, state: LearnerState, iteration: int, memory: dict[str, list]) -> GroupBatch:
@@ -120,11 +128,11 @@ def _collect(run: Run, state: LearnerState, iteration: int, memory: dict[str, li
     def make_request(init: TrainInit, attempt: int) -> EpisodeRequest:
         return EpisodeRequest(init, run.episode_key(STAGE, init.task, init.index, attempt))
 
-    outcomes: list[EpisodeRecord] = []
+    outcomes: list[tuple[str, bool]] = []
 
     def run_wave(requests: Sequence[EpisodeRequest]) -> list[EpisodeRecord]:
         records = rollout(run, requests, act, keep_observations=not settings.freeze_encoder)
-        outcomes.extend(records)
+        outcomes.extend((record.request.init.task, record.success) for record in records)
         return records
 
     groups = collect_groups(
@@ -140,9 +148,14 @@ def _collect(run: Run, state: LearnerState, iteration: int, memory: dict[str, li
         memory[task] = [0.8 * value for value in memory[task]]
     for first in range(0, len(outcomes), settings.group_size):
         group = outcomes[first : first + settings.group_size]
-        wins = sum(record.success for record in group)
-        mixed, drawn = memory[group[0].request.init.task]
-        memory[group[0].request.init.task] = [mixed + (0 < wins < len(group)), drawn + 1]
+        wins = sum(success for _, success in group)
+        mixed, drawn = memory[group[0][0]]
+        memory[group[0][0]] = [mixed + (0 < wins < len(group)), drawn + 1]
+    if groups.exhausted and settings.max_groups > settings.groups:
+        telemetry.log(
+            f"SPO iteration {iteration + 1}: {groups.kept_count} of {settings.groups} informative groups within the "
+            f"budget of {settings.max_groups}"
+        )
     return groups
 
 
@@ -181,11 +194,12 @@ def _improve(
                 state, metrics = update(state, learner.shard(batch, run.mesh), run.key(STAGE))
                 collected.append(metrics)
         rows = jax.device_get(collected)
-    losses = np.array([row["loss"] for row in rows])
-    if not np.isfinite(losses).all():
+    watched = np.array([[row["loss"], row["grad_norm"]] for row in rows])
+    if not np.isfinite(watched).all():
         raise RunError(
-            f"SPO iteration {iteration + 1}: the loss became {losses[~np.isfinite(losses)][0]}; nothing of this "
-            "iteration was saved. Lower config.spo.learning_rate"
+            f"SPO iteration {iteration + 1}: the loss or its gradient became {watched[~np.isfinite(watched)][0]}; "
+            "nothing of this iteration was saved. Lower config.spo.learning_rate; to start the stage again with other "
+            f"values, delete {run.workdir / 'checkpoints' / STAGE}"
         )
     means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
     drift = float(rows[0]["max_abs_token_log_ratio"])

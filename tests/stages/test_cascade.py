@@ -184,6 +184,37 @@ def test_refusals_are_one_line_and_change_nothing(finished, environment, argumen
     assert sorted((p, p.stat().st_mtime_ns) for p in (finished / "checkpoints").rglob("*")) == before
 
 
+def test_values_of_a_stage_that_has_not_begun_may_change(tmp_path, environment, finished):
+    import shutil
+
+    workdir = tmp_path / "again"
+    shutil.copytree(finished, workdir)
+    shutil.rmtree(workdir / "checkpoints" / "spo")
+    result = finish(workdir, environment, "--config.spo.clip_low=0.9", "--config.spo.epochs=2")
+    assert result.returncode == 0, result.stderr
+    assert json.loads((workdir / "config.json").read_text())["spo"]["clip_low"] == 0.9
+    assert "imitation: 200/200" not in result.stderr
+
+
+VARIANTS = {
+    "pixels": ["env.obs=pixels", "env.cameras=camera", "env.image_size=16", "encoder.image_width=16", "rsft.augment=1"],
+    "encoder trained": ["spo.freeze_encoder=false", "sampling.top_k=0", "rsft.demo_fraction=0.5"],
+    "no R-SFT": ["rsft.enabled=false", "spo.unit=trajectory", "spo.length_normalise=true", "spo.epochs=2"],
+    "no SPO": ["spo.enabled=false"],
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_of_the_cascade(tmp_path, environment, variant):
+    short = ["codebook.steps=100", "imitation.steps=100" if variant != "pixels" else "imitation.steps=4",
+             "rsft.steps=2", "spo.iterations=1", "report.videos=0"]  # fmt: skip
+    result = finish(tmp_path, environment, *(f"--config.{change}" for change in [*short, *VARIANTS[variant]]))
+    assert result.returncode == 0, result.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    skipped = {"no R-SFT": {"rsft"}, "no SPO": {"spo"}}.get(variant, set())
+    assert set(results) == {"config_hash", "imitation", "rsft", "spo"} - skipped
+
+
 def test_two_runs_in_one_workdir(finished, environment):
     import fcntl
 
@@ -214,7 +245,7 @@ def test_an_expert_that_fails_too_often(tmp_path, environment):
 def test_nan_loss_stops_before_saving(tmp_path, environment):
     result = finish(tmp_path, environment, "--config.codebook.learning_rate=1e30", "--config.codebook.clip_norm=1e30")
     assert result.returncode == 1
-    assert "codebook: the loss became" in result.stderr
+    assert "codebook: the loss or its gradient became" in result.stderr
     assert not list((tmp_path / "checkpoints" / "codebook").glob("[0-9]*"))
 
 
