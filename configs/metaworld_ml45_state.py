@@ -1,4 +1,12 @@
-"""All 45 tasks of MetaWorld ML45 from state observations, on a CPU."""
+"""All 45 tasks of MetaWorld ML45 from state observations, on a CPU.
+
+    python -m cso_jax.main --config=configs/metaworld_ml45_state.py --workdir=runs/ml45_state
+
+One run, seed 0: imitation 72.8 % [69.8, 75.6], n = 900,
++ R-SFT 75.4 % [72.5, 78.1], n = 900,
++ SPO 80.3 % [77.6, 82.8], n = 900.
+90 minutes on two CPU cores that other jobs shared; every task is in docs/ml45_state.md.
+"""
 
 from cso_jax import config as base
 
@@ -41,7 +49,7 @@ def get_config():
     config.rsft.learning_rate = 5e-4
     config.rsft.augment = False
 
-    config.spo.iterations = 30
+    config.spo.iterations = 20
     config.spo.groups = 64
     config.spo.max_groups = 64
     config.spo.wave_groups = 64

@@ -3,7 +3,7 @@
     python -m cso_jax.main --config=configs/quickstart.py --workdir=runs/quickstart
 
 Success on held-out initial states, seeds 1 to 3 pooled (n = 750 per stage, 95 % intervals): imitation 54.8 %
-[51.2, 58.3], R-SFT 66.0 % [62.5, 69.3], SPO 78.3 % [75.2, 81.1]. QUICKSTART_MINUTES minutes on two CPU cores.
+[51.2, 58.3], R-SFT 66.0 % [62.5, 69.3], SPO 78.3 % [75.2, 81.1]. 12 minutes on two CPU cores that other jobs shared.
 
 Small networks and large learning rates, as minutes allow; everything that is not set here is the paper's value.
 """

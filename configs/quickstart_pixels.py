@@ -3,7 +3,7 @@
     python -m cso_jax.main --config=configs/quickstart_pixels.py --workdir=runs/quickstart_pixels
 
 Meant for a GPU, where it has not been run yet; on a CPU it has been run at `--config.scale=smoke` only, so what success
-it reaches is not known. On two CPU cores one of its 1,500 imitation steps takes PIXEL_STEP s.
+it reaches is not known. Its time on a CPU has not been measured.
 """
 
 from cso_jax import config as base
