@@ -231,7 +231,7 @@ def _summary(groups: GroupBatch) -> dict[str, float]:
 
     return {
         "train_success": groups.success_rate,
-        "informative_fraction": (groups.drawn - groups.all_success - groups.all_failure) / max(groups.drawn, 1),
+        "informative_fraction": groups.informative_rate,
         "groups_drawn": groups.drawn,
         "groups_kept": groups.kept_count,
         "episodes": len(kept),
