@@ -7,10 +7,10 @@ been run at `--config.scale=smoke`: neither its success nor its time is known ye
 training steps of the two QueST stages, the rollout temperature and top-k; `cso_jax/config.py` says what is used.
 """
 
-from cso_jax import config as base
+from cso_jax import defaults
 
 
 def get_config():
-    config = base.base()
+    config = defaults.metaworld()
     config.imitation.validation_fraction = 0.0  # all 100 demonstrations train, as in the paper
     return config

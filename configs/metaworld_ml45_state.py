@@ -8,11 +8,11 @@ One run, seed 0: imitation 72.8 % [69.8, 75.6], n = 900,
 90 minutes on two CPU cores that other jobs shared; every task is in docs/ml45_state.md.
 """
 
-from cso_jax import config as base
+from cso_jax import defaults
 
 
 def get_config():
-    config = base.base()
+    config = defaults.metaworld()
     config.env.obs = "state"
 
     config.demos.per_task = 100

@@ -8,11 +8,11 @@ Success on held-out initial states, seeds 1 to 3 pooled (n = 750 per stage, 95 %
 Small networks and large learning rates, as minutes allow; everything that is not set here is the paper's value.
 """
 
-from cso_jax import config as base
+from cso_jax import defaults
 
 
 def get_config():
-    config = base.base()
+    config = defaults.metaworld()
     config.env.tasks = ("reach-v3", "push-v3", "pick-place-v3", "sweep-into-v3", "door-open-v3")
     config.env.obs = "state"
     config.env.horizon = 200

@@ -6,11 +6,11 @@ Meant for a GPU, where it has not been run yet; on a CPU it has been run at `--c
 it reaches is not known. Its time on a CPU has not been measured.
 """
 
-from cso_jax import config as base
+from cso_jax import defaults
 
 
 def get_config():
-    config = base.base()
+    config = defaults.metaworld()
     config.env.tasks = ("button-press-topdown-v3", "drawer-close-v3", "reach-v3")
     config.env.obs = "pixels"
     config.env.cameras = ("corner2",)

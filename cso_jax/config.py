@@ -1,7 +1,7 @@
-"""The configuration: every value with the paper's default, command-line overrides, scales and validation.
+"""Reading a configuration: the file, the scale, command-line overrides, validation, comparison with a stored one.
 
-A config file is Python with `get_config() -> ConfigDict`; it starts from `base()` and changes what its experiment
-changes. `load` applies, in this order: the file, the scale, the command line; then `validate` reports every problem.
+A config file is Python with `get_config() -> ConfigDict`, which starts from `cso_jax.defaults`. `load` applies, in this
+order: the file, the scale, the command line; then `validate` reports every problem.
 """
 
 import ast
@@ -16,10 +16,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from cso_jax import objectives
+from cso_jax import defaults, objectives
 
 SCALES = ("full", "smoke")
-ENVIRONMENTS = ("metaworld", "fake")
+ENVIRONMENTS = ("metaworld", "libero", "fake")
 
 # These change how fast a run goes or what it shows, never what it computes: a run may be continued with other values.
 # `rollout.slots` is not among them: it is the batch of the policy call, and rounding may depend on the batch.
@@ -31,8 +31,13 @@ _NEUTRAL = (
     "rollout.recycle_after_episodes",
     "report.",
     "demos.processes",
+    "demos.folder",
     "demos.max_attempts_per_demo",
     "env.instance_cap",
+    "env.libero.assets",
+    "env.libero.datasets",
+    "env.libero.scenes",
+    "encoder.task_embedding_file",
     "env.video",
     "evaluation.wave",
 )
@@ -40,186 +45,6 @@ _NEUTRAL = (
 
 class ConfigError(ValueError):
     """The configuration cannot be used; the message lists every problem found."""
-
-
-def base() -> ConfigDict:
-    """The paper's values (section 5 and Appendix E) for MetaWorld ML45 from pixels."""
-    config = ConfigDict()
-    config.name = ""
-    config.seed = 0
-    config.scale = "full"
-
-    config.env = ConfigDict()
-    config.env.name = "metaworld"
-    config.env.tasks = ("ML45-train",)  # task names, or a set: ML45-train, ML45-test, MT50
-    config.env.obs = "pixels"  # or "state": no camera, no GL library
-    config.env.cameras = ("corner2",)
-    config.env.image_size = 128
-    config.env.horizon = 500  # simulator steps
-    config.env.render = ConfigDict({"shadows": False, "reflections": False, "msaa": 0})
-    config.env.instance_cap = 96  # idle simulators kept per worker
-    config.env.video_size = 160
-    config.env.video_every = 4  # simulator steps between frames
-
-    config.execution_horizon = 8  # of the 32 actions of a chunk
-
-    config.rollout = ConfigDict()
-    config.rollout.workers = 0  # 0: one per CPU core
-    config.rollout.slots = 16  # environments per worker, and rows of one policy call
-    config.rollout.step_timeout_s = 60.0
-    config.rollout.start_timeout_s = 180.0
-    config.rollout.max_attempts = 3
-    config.rollout.recycle_after_episodes = 0
-
-    config.demos = ConfigDict()
-    config.demos.per_task = 100
-    config.demos.noise = 0.1  # std of the Gaussian added to the expert's actions
-    config.demos.extra_steps = 16  # recorded after the first success
-    config.demos.label = "executed"  # or "expert": what the expert meant, without the noise
-    config.demos.max_attempts_per_demo = 10
-    config.demos.processes = 0
-
-    config.autoencoder = ConfigDict()
-    config.autoencoder.chunk_length = 32
-    config.autoencoder.levels = (8, 5, 5, 5)
-    config.autoencoder.width = 256
-    config.autoencoder.encoder_layers = 2
-    config.autoencoder.decoder_layers = 4
-    config.autoencoder.heads = 4
-    config.autoencoder.kernels = (5, 3, 3)
-    config.autoencoder.strides = (2, 2, 1)
-    config.autoencoder.dropout = 0.1
-
-    config.encoder = ConfigDict()
-    config.encoder.image_width = 256
-    config.encoder.lowdim_width = 128
-    config.encoder.lowdim_hidden = ()
-    config.encoder.task_in_lowdim = False
-    config.encoder.norm = "batch"
-    config.encoder.normalise = False  # low-dimensional observations by the demonstrations' mean and std
-
-    config.prior = ConfigDict()
-    config.prior.width = 384
-    config.prior.layers = 6
-    config.prior.heads = 6
-    config.prior.dropout = 0.1
-
-    config.sampling = ConfigDict()  # the policy of evaluation and SPO
-    config.sampling.temperature = 1.0
-    config.sampling.top_k = 5  # 0: the whole softmax
-
-    config.codebook = _optimisation(steps=30_000, batch_size=1024, learning_rate=1e-4, final_learning_rate=1e-5)
-    config.imitation = _optimisation(steps=100_000, batch_size=256, learning_rate=1e-4, final_learning_rate=1e-5)
-    config.imitation.augment = True
-    config.imitation.validation_fraction = 0.05  # of each task's demonstrations
-
-    config.rsft = _optimisation(steps=0, batch_size=256, learning_rate=1e-4, final_learning_rate=1e-5)
-    config.rsft.enabled = True
-    config.rsft.epochs = 20  # used when steps is 0
-    config.rsft.successes_per_task = 200
-    config.rsft.strikes = 10
-    config.rsft.max_rollouts_per_task = 2000
-    config.rsft.temperature = 1.0
-    config.rsft.top_k = 5
-    config.rsft.wave = 320  # rollouts between two saves
-    config.rsft.demo_fraction = 0.0  # of each batch, drawn from the demonstrations
-    config.rsft.augment = True
-
-    config.spo = ConfigDict()
-    config.spo.enabled = True
-    config.spo.iterations = 30
-    config.spo.groups = 150
-    config.spo.group_size = 8
-    config.spo.max_groups = 600  # drawn at most per iteration: the budget of dynamic rejection
-    config.spo.wave_groups = 150
-    config.spo.frontier_sampling = False  # draw tasks by how likely their groups have been mixed so far
-    config.spo.epochs = 1
-    config.spo.minibatch_skills = 512
-    config.spo.learning_rate = 1e-6
-    config.spo.weight_decay = 1e-4
-    config.spo.clip_norm = 1.0
-    config.spo.unit = "skill"
-    config.spo.clip_low = 0.93
-    config.spo.clip_high = 1.15
-    config.spo.average = "episode_sum"
-    config.spo.length_normalise = False
-    config.spo.baseline = "mean"
-    config.spo.normalise_std = False
-    config.spo.entropy_bonus = 0.0
-    config.spo.freeze_encoder = True
-    config.spo.checkpoint_every = 1
-
-    config.evaluation = ConfigDict()
-    config.evaluation.episodes_per_task = 50
-    config.evaluation.wave = 500  # episodes between two saves
-
-    config.report = ConfigDict()
-    config.report.videos = 3  # tasks shown, one success and one failure each; 0 for none
-    return config.lock()
-
-
-def _optimisation(*, steps: int, batch_size: int, learning_rate: float, final_learning_rate: float) -> ConfigDict:
-    """AdamW with warm-up and a cosine schedule, as every supervised stage uses it."""
-    return ConfigDict(
-        {
-            "steps": steps,
-            "batch_size": batch_size,
-            "learning_rate": learning_rate,
-            "final_learning_rate": final_learning_rate,
-            "warmup_steps": 0,
-            "weight_decay": 1e-4,
-            "clip_norm": 100.0,
-            "log_every": 50,
-            "checkpoint_every": 1000,
-        }
-    )
-
-
-def _apply_smoke(config: ConfigDict) -> None:
-    """Shrink every stage so that it runs once, all of them in about a minute on two CPU cores."""
-    limits: dict[str, Any] = {
-        "env.image_size": 32,
-        "env.horizon": 48,
-        "rollout.slots": 8,
-        "demos.per_task": 4,
-        "autoencoder.width": 32,
-        "autoencoder.encoder_layers": 1,
-        "autoencoder.decoder_layers": 1,
-        "encoder.image_width": 32,
-        "prior.width": 48,
-        "prior.layers": 2,
-        "codebook.steps": 20,
-        "codebook.batch_size": 32,
-        "imitation.steps": 20,
-        "imitation.batch_size": 32,
-        "rsft.steps": 10,
-        "rsft.epochs": 1,
-        "rsft.batch_size": 32,
-        "rsft.successes_per_task": 4,
-        "rsft.strikes": 4,
-        "rsft.max_rollouts_per_task": 8,
-        "spo.iterations": 2,
-        "spo.groups": 2,
-        "spo.group_size": 4,
-        "spo.max_groups": 6,
-        "spo.wave_groups": 3,
-        "spo.minibatch_skills": 64,
-        "evaluation.episodes_per_task": 2,
-        "report.videos": 1,
-    }
-    for key, limit in limits.items():
-        section, name = key.split(".")
-        config[section][name] = min(config[section][name], limit)
-    config.rsft.steps = limits["rsft.steps"]
-    for section in ("codebook", "imitation", "rsft"):
-        config[section].log_every = 5
-        config[section].warmup_steps = 0
-    config.demos.max_attempts_per_demo = 30
-    config.demos.extra_steps = 4
-    if len(config.env.tasks) > 3 or config.env.tasks[0] in ("ML45-train", "MT50"):
-        config.env.tasks = ("reach-v3", "button-press-topdown-v3", "drawer-close-v3")
-    # A smoke run's policy hardly ever succeeds: the longest of these experts needs about 100 steps.
-    config.env.horizon = 150 if config.env.name == "metaworld" else 48
 
 
 def load(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> ConfigDict:
@@ -252,7 +77,10 @@ def load(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> ConfigD
     if config.scale not in SCALES:
         raise ConfigError(f"config.scale must be one of {', '.join(SCALES)}; got {config.scale!r}")
     if config.scale == "smoke":
-        _apply_smoke(config)
+        try:
+            defaults.smoke(config)
+        except (ValueError, ImportError) as error:
+            raise ConfigError(str(error)) from None
     problems = [problem for key, text in given.items() if (problem := _override(config, key, text))]
     problems += validate(config) if not problems else []
     if problems:
@@ -332,11 +160,19 @@ def validate(config: ConfigDict) -> list[str]:
 
     one_of("env.name", ENVIRONMENTS)
     one_of("env.obs", ("pixels", "state"))
+    one_of("data", ("scripted", "official"))
+    one_of("encoder.task_embedding", ("id", "minilm", "clip", "file"))
+    if config.env.name == "libero":
+        one_of("env.libero.protocol", ("settle", "quest_compat", "openpi"))
+        one_of("env.libero.render", ("official", "fast"))
+        one_of("env.libero.proprio", ("joints", "joints_ee"))
+        one_of("env.libero.train_states", ("placements", "demonstrations"))
     one_of("demos.label", ("executed", "expert"))
     one_of("encoder.norm", ("batch", "group"))
     one_of("spo.unit", objectives.UNITS)
     one_of("spo.average", objectives.AVERAGES)
     one_of("spo.baseline", objectives.BASELINES)
+    one_of("spo.objective", objectives.OBJECTIVES)
     for key, value in flatten(config).items():
         if isinstance(value, int | float) and not isinstance(value, bool):
             need(value >= 0, f"config.{key} must not be negative; got {value}")
@@ -373,6 +209,7 @@ def validate(config: ConfigDict) -> list[str]:
     need(config.spo.minibatch_skills >= decisions,
          f"config.spo.minibatch_skills is {config.spo.minibatch_skills}, but one episode can hold {decisions} skills "
          "and a minibatch takes whole episodes")  # fmt: skip
+    problems += _objective_problems(config, decisions)
     need(0.0 <= config.rsft.demo_fraction < 1.0, "config.rsft.demo_fraction must be in [0, 1)")
     need(config.rsft.max_rollouts_per_task >= config.rsft.strikes,
          f"config.rsft.max_rollouts_per_task is {config.rsft.max_rollouts_per_task}, but one initial state takes "
@@ -389,7 +226,41 @@ def validate(config: ConfigDict) -> list[str]:
     need(config.env.name != "metaworld" or config.env.horizon <= 500,
          f"config.env.horizon is {config.env.horizon}, but MetaWorld ends every episode at 500 steps")  # fmt: skip
     need(len(config.env.tasks) > 0, "config.env.tasks is empty")
+    need(config.data != "official" or config.env.name == "libero", "config.data=official is for LIBERO's files only")
+    need(config.data != "official" or config.demos.folder != "",
+         "config.data=official reads HDF5 files: --config.demos.folder=FOLDER says where they are")  # fmt: skip
+    need(config.data != "official" or config.demos.label == "executed",
+         "config.demos.label=expert needs scripted demonstrations: official files hold executed actions")  # fmt: skip
+    need(config.encoder.task_embedding not in ("clip", "file") or config.encoder.task_embedding_file != "",
+         f"config.encoder.task_embedding={config.encoder.task_embedding} needs "
+         "--config.encoder.task_embedding_file=FILE (CLIP's weights, or the vectors)")  # fmt: skip
     return problems
+
+
+def _objective_problems(config: ConfigDict, decisions: int) -> list[str]:
+    """What does not go together among the objectives of `config.spo`; an episode holds up to `decisions` skills."""
+    spo = config.spo
+    preference = spo.objective == "preference"
+    rules = (
+        (not spo.critic or spo.freeze_encoder,
+         "config.spo.critic reads the frozen encoder's contexts: it needs config.spo.freeze_encoder=true"),
+        (not spo.critic or not preference, "config.spo.objective=preference has no advantages for a config.spo.critic"),
+        (not spo.critic or (spo.baseline == "mean" and not spo.normalise_std),
+         "config.spo.critic takes the place of config.spo.baseline and normalise_std: leave them at mean and false"),
+        (not spo.critic or spo.critic_learning_rate > 0, "config.spo.critic_learning_rate must be positive"),
+        (spo.discount <= 1.0, f"config.spo.discount must be in [0, 1]; got {spo.discount}"),
+        (spo.gae_lambda <= 1.0, f"config.spo.gae_lambda must be in [0, 1]; got {spo.gae_lambda}"),
+        (not spo.normalise_std or spo.baseline != "none",
+         "config.spo.normalise_std needs a config.spo.baseline: without one there is no group to normalise by"),
+        (not preference or spo.freeze_encoder,
+         "config.spo.objective=preference compares with a reference on stored contexts: it needs "
+         "config.spo.freeze_encoder=true"),
+        (not preference or spo.preference_beta > 0, "config.spo.preference_beta must be positive"),
+        (not preference or spo.minibatch_skills >= 2 * decisions,
+         f"config.spo.minibatch_skills is {spo.minibatch_skills}, but a pair of episodes can hold {2 * decisions} "
+         "skills and a minibatch takes whole pairs"),
+    )  # fmt: skip
+    return [message for fits, message in rules if not fits]
 
 
 def flatten(config: ConfigDict) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from cso_jax.rollout.episodes import ActFn, EpisodeRecord, EpisodeRequest, Inter
 from cso_jax.stages.run import Run, Stopped
 from cso_jax.statistics import wilson
 
-_VERSIONED = ("cso_jax", "jax", "mujoco", "metaworld")
+_VERSIONED = ("cso_jax", "jax", "mujoco", "metaworld", "robosuite", "hf-libero")
 
 
 def run_evaluation(run: Run, stage: str, *, episodes_per_task: int | None = None, rows_file: str = "episodes.jsonl"):

@@ -4,7 +4,8 @@ This is the one door between the functional core and the host shell. A policy is
 its variables (a plain dictionary of arrays):
 
     {"autoencoder": params, "encoder": params, "prior": params,
-     "batch_stats": running statistics of the encoder, "normaliser": {key: {"mean": [P], "std": [P]}}}
+     "batch_stats": running statistics of the encoder, "normaliser": {key: {"mean": [P], "std": [P]}},
+     "task_embedding": [N, E] vectors of the N tasks' sentences, absent where the encoder learns a row per task id}
 
 Letters: B rows, C context tokens, D width, K tokens per skill, T actions per chunk, E executed actions, A action size.
 """
@@ -41,8 +42,11 @@ class Networks(NamedTuple):
     prior: SkillPrior
 
 
-def build(config: ConfigDict, spec: EnvSpec, num_tasks: int) -> Networks:
-    """The networks of a config for an environment with `num_tasks` tasks."""
+def build(config: ConfigDict, spec: EnvSpec, num_tasks: int, embedding_dim: int = 0) -> Networks:
+    """The networks of a config for an environment with `num_tasks` tasks.
+
+    `embedding_dim` is the size of the task embeddings, 0 where the encoder learns a row per task id.
+    """
     autoencoder = ActionAutoencoder(
         action_dim=spec.action_dim,
         chunk_length=config.autoencoder.chunk_length,
@@ -59,8 +63,8 @@ def build(config: ConfigDict, spec: EnvSpec, num_tasks: int) -> Networks:
         width=config.prior.width,
         lowdim=tuple(sorted(spec.lowdim.items())),
         images=tuple(sorted(spec.images.items())),
-        task_dim=num_tasks,
-        task_kind="id",
+        task_dim=embedding_dim or num_tasks,
+        task_kind="vector" if embedding_dim else "id",
         image_width=config.encoder.image_width,
         lowdim_width=config.encoder.lowdim_width,
         lowdim_hidden=tuple(config.encoder.lowdim_hidden),
@@ -78,14 +82,20 @@ def build(config: ConfigDict, spec: EnvSpec, num_tasks: int) -> Networks:
     return Networks(autoencoder, encoder, prior)
 
 
-def init(networks: Networks, key: jax.Array, spec: EnvSpec) -> Variables:
-    """Fresh variables; the normaliser is the identity until the demonstrations set it."""
+def init(networks: Networks, key: jax.Array, spec: EnvSpec, task_embedding: np.ndarray | None = None) -> Variables:
+    """Fresh variables; the normaliser is the identity until the demonstrations set it.
+
+    `task_embedding` `[N, E]` float32 is kept with them, for networks that were built for embeddings of size E.
+    """
+    if task_embedding is not None:
+        chex.assert_shape(task_embedding, (None, networks.encoder.task_dim))
     keys = jax.random.split(key, 3)
     autoencoder = networks.autoencoder
     actions = jnp.zeros((2, autoencoder.chunk_length, autoencoder.action_dim), jnp.float32)
     observation = {name: jnp.zeros((2, size), jnp.float32) for name, size in spec.lowdim.items()}
     observation |= {name: jnp.zeros((2, *shape), jnp.uint8) for name, shape in spec.images.items()}
-    observation["task"] = jnp.zeros((2,), jnp.int32)
+    by_id = networks.encoder.task_kind == "id"
+    observation["task"] = jnp.zeros((2,), jnp.int32) if by_id else jnp.zeros((2, networks.encoder.task_dim))
 
     @jax.jit
     def create(keys):
@@ -104,6 +114,8 @@ def init(networks: Networks, key: jax.Array, spec: EnvSpec) -> Variables:
         name: {"mean": jnp.zeros((size,), jnp.float32), "std": jnp.ones((size,), jnp.float32)}
         for name, size in spec.lowdim.items()
     }
+    if task_embedding is not None:
+        variables["task_embedding"] = jnp.asarray(task_embedding, jnp.float32)
     return variables
 
 
@@ -123,12 +135,15 @@ def fit_normaliser(lowdim: dict[str, np.ndarray], *, floor: float = 1e-2) -> dic
 
 
 def normalise(variables: Variables, observation: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Low-dimensional entries normalised; images and task as they are."""
+    """What the encoder reads: low-dimensional entries normalised, the task's id replaced by its embedding, if any."""
     stats = variables["normaliser"]
-    return {
+    ready = {
         key: (value - stats[key]["mean"]) / stats[key]["std"] if key in stats else value
         for key, value in observation.items()
     }
+    if "task_embedding" in variables:
+        ready["task"] = variables["task_embedding"][observation["task"]]
+    return ready
 
 
 def encode(networks: Networks, variables: Variables, observation: dict[str, jax.Array]) -> jax.Array:

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 from cso_jax import config as configs
+from cso_jax import defaults
 
 CONFIGS = sorted(Path(__file__).parents[1].joinpath("configs").glob("*.py"))
+QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.py"
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -20,7 +22,7 @@ def test_every_config_is_valid(path, scale):
 
 def test_paper_values():
     """Appendix E."""
-    config = configs.base()
+    config = defaults.metaworld()
     assert (config.autoencoder.levels, config.autoencoder.kernels) == ((8, 5, 5, 5), (5, 3, 3))
     assert (config.prior.layers, config.prior.heads, config.prior.width) == (6, 6, 384)
     assert (config.rsft.successes_per_task, config.rsft.strikes, config.rsft.epochs) == (200, 10, 20)
@@ -38,7 +40,7 @@ def test_overrides_take_the_type_of_the_value():
         ("imitation.steps", "2e3"),
         ("encoder.lowdim_hidden", "64,64"),
     ]
-    config = configs.load(CONFIGS[0], given)
+    config = configs.load(QUICKSTART, given)
     assert config.env.tasks == ("reach-v3", "push-v3")
     assert config.autoencoder.strides == (2, 2, 2)
     assert config.spo.freeze_encoder is False
@@ -48,7 +50,7 @@ def test_overrides_take_the_type_of_the_value():
 
 
 def test_overrides_are_stronger_than_the_scale():
-    config = configs.load(CONFIGS[0], [("spo.iterations", "7"), ("scale", "smoke")])
+    config = configs.load(QUICKSTART, [("spo.iterations", "7"), ("scale", "smoke")])
     assert config.spo.iterations == 7
 
 
@@ -75,18 +77,18 @@ def test_overrides_are_stronger_than_the_scale():
 )
 def test_problems(given, message):
     with pytest.raises(configs.ConfigError, match=message.replace("?", r"\?").replace("[", r"\[")):
-        configs.load(CONFIGS[0], given)
+        configs.load(QUICKSTART, given)
 
 
 def test_all_problems_at_once():
     with pytest.raises(configs.ConfigError) as error:
-        configs.load(CONFIGS[0], [("spo.unit", "nothing"), ("spo.groups", "0"), ("encoder.norm", "layer")])
+        configs.load(QUICKSTART, [("spo.unit", "nothing"), ("spo.groups", "0"), ("encoder.norm", "layer")])
     assert len(str(error.value).splitlines()) == 3
 
 
 def test_a_typo_in_a_config_file(tmp_path):
     file = tmp_path / "typo.py"
-    body = "from cso_jax import config\ndef get_config():\n    c = config.base()\n    {}\n    return c\n"
+    body = "from cso_jax import defaults\ndef get_config():\n    c = defaults.metaworld()\n    {}\n    return c\n"
     file.write_text(body.format("c.spo.learning_rte = 1e-5"))
     with pytest.raises(configs.ConfigError, match=r"typo\.py.*learning_rte"):
         configs.load(file)
@@ -97,15 +99,15 @@ def test_a_typo_in_a_config_file(tmp_path):
 
 def test_missing_file_names_the_nearest():
     with pytest.raises(configs.ConfigError, match=r"no config file .*did you mean .*quickstart.py"):
-        configs.load(CONFIGS[0].with_name("quickstrat.py"))
+        configs.load(QUICKSTART.with_name("quickstrat.py"))
 
 
 def test_differences_ignore_what_changes_no_result():
-    stored = json.loads(configs.to_json(configs.load(CONFIGS[0])))
-    faster = configs.load(CONFIGS[0], [("rollout.workers", "7"), ("report.videos", "9")])
+    stored = json.loads(configs.to_json(configs.load(QUICKSTART)))
+    faster = configs.load(QUICKSTART, [("rollout.workers", "7"), ("report.videos", "9")])
     assert configs.differences(stored, faster) == {}
-    assert configs.fingerprint(faster) == configs.fingerprint(configs.load(CONFIGS[0]))
-    other = configs.load(CONFIGS[0], [("spo.clip_low", "0.9")])
+    assert configs.fingerprint(faster) == configs.fingerprint(configs.load(QUICKSTART))
+    other = configs.load(QUICKSTART, [("spo.clip_low", "0.9")])
     assert configs.differences(stored, other) == {"spo.clip_low": "config.spo.clip_low: 0.93 in the workdir, 0.9 now"}
 
 

@@ -5,12 +5,12 @@ import errno
 import pytest
 
 from cso_jax import config as configs
-from cso_jax import evaluate, main
+from cso_jax import defaults, evaluate, main
 
 
 @pytest.fixture
 def workdir(tmp_path):
-    (tmp_path / "config.json").write_text(configs.to_json(configs.base()))
+    (tmp_path / "config.json").write_text(configs.to_json(defaults.metaworld()))
     (tmp_path / "checkpoints" / "imitation" / "20").mkdir(parents=True)
     return tmp_path
 
@@ -42,7 +42,7 @@ def test_not_a_workdir(tmp_path, capsys):
 
 
 def test_stored_config_is_the_config():
-    config = configs.base()
+    config = defaults.metaworld()
     assert configs.flatten(configs.from_json(configs.to_json(config))) == configs.flatten(config)
 
 
@@ -57,7 +57,7 @@ def test_full_disk_is_one_line(tmp_path, capsys, error):
     def work(_stop):
         raise error
 
-    config = configs.base()
+    config = defaults.metaworld()
     config.env.obs = "state"
     assert main.supervised(config, tmp_path / "run", work) == 1
     message = capsys.readouterr().err
@@ -69,7 +69,7 @@ def test_unexpected_errors_keep_their_traceback(tmp_path):
     def work(_stop):
         raise RuntimeError("a bug")
 
-    config = configs.base()
+    config = defaults.metaworld()
     config.env.obs = "state"
     with pytest.raises(RuntimeError, match="a bug"):
         main.supervised(config, tmp_path / "run", work)
@@ -80,6 +80,6 @@ def test_no_opengl_names_the_packages(tmp_path, capsys, monkeypatch):
 
     monkeypatch.delenv("MUJOCO_GL", raising=False)
     monkeypatch.setattr(gl, "backend_works", lambda name: False)
-    assert main.supervised(configs.base(), tmp_path / "run", lambda stop: None) == 1
+    assert main.supervised(defaults.metaworld(), tmp_path / "run", lambda stop: None) == 1
     message = capsys.readouterr().err
     assert "libegl1" in message and "libosmesa6" in message

@@ -8,8 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from cso_jax import config as configs
-from cso_jax import learner, policy
+from cso_jax import defaults, learner, policy
 from cso_jax.envs.protocol import EnvSpec
 
 SPEC = EnvSpec(lowdim={"state": 5}, images={}, action_dim=3)
@@ -18,7 +17,7 @@ ROWS = 16
 
 
 def small(spec=SPEC):
-    config = configs.base()
+    config = defaults.metaworld()
     config.autoencoder.chunk_length = 8
     for section in (config.autoencoder, config.prior):
         section.width = 16

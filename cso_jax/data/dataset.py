@@ -1,5 +1,6 @@
 """From stored episodes to training batches: chunk windows, observation rows (in memory or on disk), batch order."""
 
+import collections
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -7,6 +8,8 @@ from typing import Any
 
 import h5py
 import numpy as np
+
+from cso_jax.data.store import StoreError
 
 
 class ChunkWindows:
@@ -30,23 +33,52 @@ class ChunkWindows:
 class StoredImages:
     """One image column of many episode files, read row by row: for data sets larger than memory."""
 
-    def __init__(self, parts: Sequence[tuple[Path, str]]):
-        """`parts`: (file, path of a `[N, H, W, 3]` dataset in it), in row order."""
-        self._files: dict[Path, h5py.File] = {}
-        self._datasets = []
-        for path, name in parts:
-            if path not in self._files:
-                self._files[path] = h5py.File(path, "r")
-            self._datasets.append(self._files[path][name])
-        self._ends = np.cumsum([len(dataset) for dataset in self._datasets])
+    def __init__(self, parts: Sequence[tuple[Path, str]], *, open_files: int = 200):
+        """Look up the length of every part; the images stay on disk.
+
+        `parts`: (file, path of a `[N, H, W, 3]` dataset in it), in row order. At most `open_files` files are open at a
+        time. Raises StoreError for a part that is not there.
+        """
+        self._parts = list(parts)
+        self._open_files = open_files
+        self._files: collections.OrderedDict[Path, tuple[h5py.File, dict[str, h5py.Dataset]]] = (
+            collections.OrderedDict()
+        )
+        shapes = [self._dataset(part).shape for part in range(len(self._parts))]
+        if len({shape[1:] for shape in shapes}) > 1:
+            raise StoreError(f"images of different sizes in one column: {sorted({shape[1:] for shape in shapes})}")
+        self._image = shapes[0][1:] if shapes else (0, 0, 3)
+        self._ends = np.cumsum([shape[0] for shape in shapes])
+        self._starts = np.concatenate([[0], self._ends]).astype(np.int64)
 
     def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
+        return int(self._starts[-1])
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        rows = np.asarray(rows)
         which = np.searchsorted(self._ends, rows, side="right")
-        starts = np.concatenate([[0], self._ends])
-        return np.stack([self._datasets[w][row - starts[w]] for w, row in zip(which, rows, strict=True)])
+        images = np.empty((len(rows), *self._image), np.uint8)
+        # File by file, and forwards in each, however the rows are shuffled.
+        for place in np.argsort(rows, kind="stable"):
+            part = which[place]
+            self._dataset(part).read_direct(images, np.s_[int(rows[place] - self._starts[part])], np.s_[int(place)])
+        return images
+
+    def _dataset(self, part: int) -> h5py.Dataset:
+        path, name = self._parts[part]
+        try:
+            if path not in self._files:
+                if len(self._files) >= self._open_files:
+                    self._files.popitem(last=False)[1][0].close()
+                # No chunk cache: HDF5 keeps one of megabytes for every dataset, and rows in random order rarely meet.
+                self._files[path] = (h5py.File(path, "r", rdcc_nbytes=0), {})
+            self._files.move_to_end(path)
+            file, datasets = self._files[path]
+            if name not in datasets:
+                datasets[name] = file[name]
+        except (OSError, KeyError) as error:
+            raise StoreError(f"cannot read {name} of {path}: {error}") from error
+        return datasets[name]
 
 
 class Rows:

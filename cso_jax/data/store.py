@@ -1,7 +1,7 @@
 """Episodes on disk, in the HDF5 layout that LIBERO and robomimic use: one group `data/demo_<i>` per episode.
 
-data                      attributes: total, plus whatever the writer adds (JSON for anything nested)
-data/demo_0               attributes: num_samples, init (e.g. "train:push-v3:12")
+data                      attributes: total, num_demos, plus whatever the writer adds (JSON for anything nested)
+data/demo_0               attributes: num_samples, init (e.g. "train:push-v3:12"), plus the episode's own
 data/demo_0/obs/<key>     [N, ...]
 data/demo_0/<array>       [N, ...]: actions, rewards, dones, skills, ...
 """
@@ -26,14 +26,27 @@ class StoreError(RuntimeError):
 
 @dataclasses.dataclass
 class StoredEpisode:
-    """N rows of one episode: `observations` and `arrays` map names to `[N, ...]`; `init` names its initial state."""
+    """N rows of one episode: `observations` and `arrays` map names to `[N, ...]`; `init` names its initial state.
+
+    `attributes` are facts about the whole episode, stored with it: text, numbers, arrays, or anything JSON can hold.
+    `source` is the file and the group that the episode was read from, e.g. (push.hdf5, "data/demo_12").
+    """
 
     init: str
     observations: Mapping[str, Any]
     arrays: Mapping[str, np.ndarray]
+    attributes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    source: tuple[Path, str] | None = None
 
     def __len__(self) -> int:
         return len(self.arrays["actions"])
+
+    def column(self, key: str) -> tuple[Path, str]:
+        """Where the observation `key` lies on disk: file, and dataset in it. Raises StoreError for unsaved episodes."""
+        if self.source is None:
+            raise StoreError(f"the episode {self.init} was not read from a file")
+        path, group = self.source
+        return path, f"{group}/obs/{key}"
 
 
 def write(path: str | Path, episodes: Sequence[StoredEpisode], attributes: Mapping[str, Any]) -> None:
@@ -48,12 +61,15 @@ def write(path: str | Path, episodes: Sequence[StoredEpisode], attributes: Mappi
         with h5py.File(temporary, "w") as file:
             data = file.create_group("data")
             data.attrs["total"] = sum(len(episode) for episode in episodes)
+            data.attrs["num_demos"] = len(episodes)
             for name, value in attributes.items():
-                data.attrs[name] = value if isinstance(value, str | int | float) else json.dumps(value)
+                data.attrs[name] = _encoded(value)
             for number, episode in enumerate(episodes):
                 group = data.create_group(f"demo_{number}")
                 group.attrs["num_samples"] = len(episode)
                 group.attrs["init"] = episode.init
+                for name, value in episode.attributes.items():
+                    group.attrs[name] = _encoded(value)
                 for name, values in episode.arrays.items():
                     group.create_dataset(name, data=values)
                 for name, values in episode.observations.items():
@@ -84,7 +100,7 @@ def read(path: str | Path, *, images: bool = True) -> tuple[list[StoredEpisode],
             data = file["data"]
             attributes = {name: _decoded(value) for name, value in data.attrs.items()}
             numbers = sorted(int(name.removeprefix("demo_")) for name in data)
-            episodes = [_read_episode(data[f"demo_{number}"], images) for number in numbers]
+            episodes = [_read_episode(path, data[f"demo_{number}"], images) for number in numbers]
     except (OSError, KeyError, ValueError, RuntimeError) as error:
         raise StoreError(f"{path} is not a complete episode file: {error}") from error
     if sum(len(episode) for episode in episodes) != attributes.get("total"):
@@ -92,13 +108,18 @@ def read(path: str | Path, *, images: bool = True) -> tuple[list[StoredEpisode],
     return episodes, attributes
 
 
-def _read_episode(group: h5py.Group, images: bool) -> StoredEpisode:
+def _read_episode(path: Path, group: h5py.Group, images: bool) -> StoredEpisode:
     observations = {name: dataset[()] for name, dataset in group["obs"].items() if images or dataset.ndim != 4}
     arrays = {name: dataset[()] for name, dataset in group.items() if isinstance(dataset, h5py.Dataset)}
     rows = {name: len(values) for name, values in [*observations.items(), *arrays.items()]}
     if len(set(rows.values())) != 1 or "actions" not in arrays:
         raise ValueError(f"{group.name}: unequal or missing columns {rows}")
-    return StoredEpisode(str(group.attrs["init"]), observations, arrays)
+    attributes = {name: _decoded(value) for name, value in group.attrs.items() if name not in ("num_samples", "init")}
+    return StoredEpisode(str(group.attrs["init"]), observations, arrays, attributes, (path, group.name.lstrip("/")))
+
+
+def _encoded(value: Any) -> Any:
+    return value if isinstance(value, str | int | float | np.ndarray | np.generic) else json.dumps(value)
 
 
 def _decoded(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The simulators, behind one protocol. A benchmark is a module with `task_names`, `spec` and `make_environments`.
+"""The simulators, behind one protocol. A benchmark is a module that offers what is called here.
 
 `settings` is the plain dictionary of `config.env`; it travels to worker processes, so nothing here imports JAX.
 """
@@ -11,7 +11,11 @@ from typing import Any
 
 from cso_jax.envs.protocol import Environment, EnvSpec
 
-_BENCHMARKS = {"metaworld": "cso_jax.envs.metaworld", "fake": "cso_jax.rollout.fake"}
+_BENCHMARKS = {
+    "metaworld": "cso_jax.envs.metaworld",
+    "libero": "cso_jax.envs.libero",
+    "fake": "cso_jax.rollout.fake",
+}
 
 
 def _module(settings: Mapping[str, Any]) -> ModuleType:
@@ -39,6 +43,11 @@ def task_names(settings: Mapping[str, Any]) -> tuple[str, ...]:
     if len(set(chosen)) != len(chosen):
         raise ValueError(f"config.env.tasks names a task twice: {', '.join(settings['tasks'])}")
     return tuple(chosen)
+
+
+def sentence(settings: Mapping[str, Any], task: str) -> str:
+    """What the task asks for, in words."""
+    return _module(settings).sentence(task)
 
 
 def spec(settings: Mapping[str, Any]) -> EnvSpec:

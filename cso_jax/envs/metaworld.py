@@ -34,6 +34,7 @@ __all__ = [
     "process_pool",
     "renderer",
     "seed_of",
+    "sentence",
     "spec",
     "task_names",
     "task_sets",
@@ -84,6 +85,11 @@ class Settings:
         if not made.cameras:
             raise ValueError("cameras is empty: name at least one")
         return made
+
+
+def sentence(task: str) -> str:
+    """The task's name in words."""
+    return task.removesuffix("-v3").replace("-", " ")
 
 
 def spec(settings: Mapping[str, Any]) -> EnvSpec:

@@ -7,7 +7,11 @@ from typing import Any
 from cso_jax.envs.protocol import TrainInit
 from cso_jax.experts.protocol import Demonstration
 
-_EXPERTS = {"metaworld": "cso_jax.experts.metaworld", "fake": "cso_jax.rollout.fake"}
+_EXPERTS = {
+    "metaworld": "cso_jax.experts.metaworld",
+    "libero": "cso_jax.experts.libero",
+    "fake": "cso_jax.rollout.fake",
+}
 
 
 def collect_demo(

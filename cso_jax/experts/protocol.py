@@ -1,6 +1,7 @@
 """The demonstration that every scripted expert hands to the data stage, whatever simulator it was recorded in."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +15,8 @@ class Demonstration:
     `observations[key][n]` `[N, ...]` is what the policy would have seen just before `actions[n]` was executed.
     `actions` `[N, A]` float32 are the executed actions, exploration noise included; `expert_actions` `[N, A]` float32
     are the clean ones the expert asked for in the same states. `success_step` is the index n of the first step after
-    which the task counted as solved.
+    which the task counted as solved. `extras[name]` `[N, ...]` are further columns, such as full simulator states, and
+    `attributes` facts about the whole episode; both go to the episode file only.
     """
 
     init: TrainInit
@@ -22,3 +24,5 @@ class Demonstration:
     actions: np.ndarray
     expert_actions: np.ndarray
     success_step: int
+    extras: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    attributes: dict[str, Any] = dataclasses.field(default_factory=dict)

@@ -58,6 +58,11 @@ def task_names(settings: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(settings.get("tasks", DEFAULT_TASKS))
 
 
+def sentence(task: str) -> str:
+    """What the task asks for."""
+    return f"go {task}"
+
+
 def renderer(settings: Mapping[str, Any]) -> str:
     """What draws the images."""
     return "numpy" if _cameras(settings) else "none"

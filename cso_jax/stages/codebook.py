@@ -27,7 +27,7 @@ def run_stage(run: Run) -> None:
     )
     order = BatchOrder(settings.batch_size, len(windows), run.seed(STAGE, "order"))
     optimiser, schedule = optimiser_of(settings, settings.steps)
-    variables = policy.init(run.networks, run.key("init"), run.spec)
+    variables = run.fresh_variables(run.key("init"))
     codes = fsq.codebook_size(run.networks.autoencoder.levels)
 
     def summarise(_state, rows):

@@ -1,4 +1,4 @@
-"""Stage demos: scripted experts -> one HDF5 file of demonstrations per task."""
+"""Stage demos: one HDF5 file of demonstrations per task, made by scripted experts or found among official files."""
 
 import concurrent.futures
 import concurrent.futures.process
@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from cso_jax import experts, telemetry
-from cso_jax.data import store
+from cso_jax import envs, experts, telemetry
+from cso_jax.data import official, store
 from cso_jax.experts.protocol import Demonstration
 from cso_jax.rollout.worker import spawn_surroundings
 from cso_jax.stages.run import Run, RunError, Stopped, usable_cpus
@@ -22,11 +22,37 @@ STAGE = "demos"
 
 
 def path(run: Run, task: str) -> Path:
+    """The task's file. Raises StoreError where an official one is not there."""
+    if run.config.data == "official":
+        return official.find(run.config.demos.folder, task)
     return run.workdir / "demos" / f"{task}.hdf5"
 
 
 def run_stage(run: Run) -> None:
-    """Collect `config.demos.per_task` successful demonstrations of every task that has no complete file yet.
+    """See to it that every task has `config.demos.per_task` demonstrations, if anything is still to learn from them."""
+    learnt = run.finished("codebook") and run.finished("imitation")
+    if learnt and not run.config.rsft.demo_fraction:
+        return
+    if run.config.data == "official":
+        _check_official(run)
+    else:
+        _make(run)
+
+
+def _check_official(run: Run) -> None:
+    """Raises StoreError or RunError, naming the first file that is missing or does not fit."""
+    for task in telemetry.progress(run.tasks, "demonstrations", unit="file"):
+        _check_enough(run, task, len(official.read(path(run, task), task, run.spec, images=False)))
+
+
+def _check_enough(run: Run, task: str, found: int) -> None:
+    wanted = run.config.demos.per_task
+    if found < wanted:
+        raise RunError(f"{path(run, task)} holds {found} demonstrations, config.demos.per_task asks for {wanted}")
+
+
+def _make(run: Run) -> None:
+    """Collect the demonstrations of every task that has no complete file yet.
 
     Attempt n of a task starts from the task's n-th train state with noise of its own, and the first successes in that
     order are kept: the files do not depend on how many processes made them. Raises RunError for a task whose expert
@@ -57,10 +83,7 @@ def _complete(run: Run, task: str) -> bool:
     except store.StoreError as error:
         store.quarantine(file, str(error))
         return False
-    if len(episodes) < run.config.demos.per_task:
-        raise RunError(
-            f"{file} holds {len(episodes)} demonstrations, config.demos.per_task asks for {run.config.demos.per_task}"
-        )
+    _check_enough(run, task, len(episodes))
     return True
 
 
@@ -156,13 +179,15 @@ def _stored(demo: Demonstration) -> store.StoredEpisode:
         "rewards": (steps >= demo.success_step).astype(np.float32),
         "dones": (steps == len(steps) - 1).astype(np.uint8),
     }
-    return store.StoredEpisode(demo.init.name, demo.observations, arrays)
+    return store.StoredEpisode(demo.init.name, demo.observations, arrays | demo.extras, demo.attributes)
 
 
 def _attributes(run: Run, task: str, attempts: int) -> dict[str, Any]:
     return {
-        "env_args": {"env_name": run.settings["name"], "task": task, "env_kwargs": run.settings},
-        "problem_info": {"language_instruction": task.removesuffix("-v3").replace("-", " ")},
+        # robomimic asks for the type of the environment: 1 is its number for robosuite's.
+        "env_args": {"env_name": run.settings["name"], "type": 1, "task": task, "env_kwargs": run.settings},
+        "bddl_file_name": f"{task}.bddl",
+        "problem_info": {"language_instruction": envs.sentence(run.settings, task)},
         "attempts": attempts,
         "noise": run.config.demos.noise,
     }
@@ -170,7 +195,13 @@ def _attributes(run: Run, task: str, attempts: int) -> dict[str, Any]:
 
 def load(run: Run, *, images: bool) -> list[list[store.StoredEpisode]]:
     """The demonstrations of every task, in task order. Raises StoreError where a file is missing or damaged."""
-    return [store.read(path(run, task), images=images)[0][: run.config.demos.per_task] for task in run.tasks]
+    return [_read(run, task, images)[: run.config.demos.per_task] for task in run.tasks]
+
+
+def _read(run: Run, task: str, images: bool) -> list[store.StoredEpisode]:
+    if run.config.data == "official":
+        return official.read(path(run, task), task, run.spec, images=images)
+    return store.read(path(run, task), images=images)[0]
 
 
 def actions_of(run: Run, episode: store.StoredEpisode) -> np.ndarray:

@@ -69,11 +69,11 @@ def demonstration_rows(run: Run, variables: policy.Variables) -> tuple[Rows, Row
     in_memory = _image_bytes(run) <= _IMAGES_IN_MEMORY
     by_task = demos.load(run, images=in_memory)
     held_out = int(run.config.imitation.validation_fraction * run.config.demos.per_task)
-    parts: dict[str, list[tuple[int, int, StoredEpisode]]] = {"training": [], "validation": []}
+    parts: dict[str, list[tuple[int, StoredEpisode]]] = {"training": [], "validation": []}
     for task, episodes in enumerate(by_task):
         for number, episode in enumerate(episodes):
             part = "training" if number < len(episodes) - held_out else "validation"
-            parts[part].append((task, number, episode))
+            parts[part].append((task, episode))
     if not parts["training"]:
         raise RunError("no demonstrations are left to train on; lower config.imitation.validation_fraction")
     built = [_rows(run, variables, chosen, in_memory) if chosen else None for chosen in parts.values()]
@@ -82,22 +82,20 @@ def demonstration_rows(run: Run, variables: policy.Variables) -> tuple[Rows, Row
 
 
 def _rows(
-    run: Run, variables: policy.Variables, chosen: Sequence[tuple[int, int, StoredEpisode]], in_memory: bool
+    run: Run, variables: policy.Variables, chosen: Sequence[tuple[int, StoredEpisode]], in_memory: bool
 ) -> Rows:
     windows = ChunkWindows(
-        [demos.actions_of(run, episode) for _, _, episode in chosen], run.config.autoencoder.chunk_length
+        [demos.actions_of(run, episode) for _, episode in chosen], run.config.autoencoder.chunk_length
     )
     columns: dict[str, Any] = {
-        name: np.concatenate([episode.observations[name] for _, _, episode in chosen]) for name in run.spec.lowdim
+        name: np.concatenate([episode.observations[name] for _, episode in chosen]) for name in run.spec.lowdim
     }
     for name in run.spec.images:
         if in_memory:
-            columns[name] = np.concatenate([episode.observations[name] for _, _, episode in chosen])
+            columns[name] = np.concatenate([episode.observations[name] for _, episode in chosen])
         else:
-            columns[name] = StoredImages(
-                [(demos.path(run, run.tasks[task]), f"data/demo_{number}/obs/{name}") for task, number, _ in chosen]
-            )
-    columns["task"] = np.concatenate([np.full(len(episode), task, np.int32) for task, _, episode in chosen])
+            columns[name] = StoredImages([episode.column(name) for _, episode in chosen])
+    columns["task"] = np.concatenate([np.full(len(episode), task, np.int32) for task, episode in chosen])
     columns["skill"] = tokenise_all(run, {"autoencoder": jax.device_put(variables["autoencoder"])}, windows)
     return Rows(columns)
 

@@ -157,13 +157,7 @@ def success_rows(run: Run) -> Rows:
         name: np.concatenate([episode.observations[name] for episode in episodes]) for name in run.spec.lowdim
     }
     for name in run.spec.images:
-        columns[name] = StoredImages(
-            [
-                (path, f"data/demo_{number}/obs/{name}")
-                for path in _parts(run)
-                for number in range(len(store.read(path, images=False)[0]))
-            ]
-        )
+        columns[name] = StoredImages([episode.column(name) for episode in episodes])
     tasks = [run.tasks.index(episode.init.split(":")[1]) for episode in episodes]
     columns["task"] = np.repeat(np.array(tasks, np.int32), [len(episode) for episode in episodes])
     columns["skill"] = np.concatenate([episode.arrays["skills"] for episode in episodes]).astype(np.int32)

@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from cso_jax import config as configs
 from cso_jax import envs, learner, policy, telemetry
 from cso_jax.checkpoints import Checkpoints, fit_structure
+from cso_jax.data import language
 from cso_jax.envs.protocol import EnvSpec, EvalInit, TrainInit
 from cso_jax.files import atomic_write_text
 from cso_jax.rollout.pool import WorkerPool
@@ -28,6 +29,7 @@ from cso_jax.rollout.pool import WorkerPool
 _RANGES = {"demos": 0, "rsft": 1_000_000, "spo": 2_000_000}
 _SEED_STRIDE = 10_000_000
 MAX_SEED = 100
+_TASK_EMBEDDING = "task_embedding.npz"
 
 
 class RunError(RuntimeError):
@@ -48,6 +50,7 @@ class Run:
     tasks: tuple[str, ...]
     spec: EnvSpec
     networks: policy.Networks
+    task_embedding: np.ndarray | None
     mesh: Mesh
     metrics: telemetry.MetricsLog
     clock: telemetry.PhaseClock
@@ -117,9 +120,13 @@ class Run:
                 f"the stage {stage!r} of {self.workdir} is not finished (newest checkpoint: step {step}); "
                 "run the same cso_jax.main command again first"
             )
-        expected = jax.eval_shape(lambda: policy.init(self.networks, jax.random.key(0), self.spec))
+        expected = jax.eval_shape(lambda: self.fresh_variables(jax.random.key(0)))
         where = self.workdir / "checkpoints" / stage / str(step)
         return fit_structure({**tree["fixed"], **tree["trainable"]}, expected, where)
+
+    def fresh_variables(self, key: jax.Array) -> policy.Variables:
+        """An untrained policy."""
+        return policy.init(self.networks, key, self.spec, self.task_embedding)
 
     def restart_pool(self) -> None:
         """End the rollout workers; the next use starts new ones, with the environment variables of that moment."""
@@ -146,19 +153,23 @@ def open_run(config: ConfigDict, workdir: Path, stop: threading.Event | None = N
     settings = config.env.to_dict()
     try:
         tasks = envs.task_names(settings)
-    except ValueError as error:
+        sentences = [envs.sentence(settings, task) for task in tasks]
+    except (ValueError, ImportError, FileNotFoundError) as error:
         raise configs.ConfigError(str(error)) from None
     _check_shares(config, jax.device_count())
+    embedding = _task_embedding(config, workdir, tasks, sentences)
     try:
         spec = envs.spec(settings)
-        networks = policy.build(config, spec, len(tasks))
-        jax.eval_shape(lambda: policy.init(networks, jax.random.key(0), spec))
+        networks = policy.build(config, spec, len(tasks), 0 if embedding is None else embedding.shape[1])
+        jax.eval_shape(lambda: policy.init(networks, jax.random.key(0), spec, embedding))
     except (ValueError, TypeError, AssertionError) as error:
         raise configs.ConfigError(f"these values build no policy: {str(error).strip().splitlines()[0]}") from None
     workdir.mkdir(parents=True, exist_ok=True)
     for leftover in workdir.rglob(".*.tmp"):  # of writes that a killed run did not finish
         leftover.unlink()
     _settle_config(config, workdir)
+    if embedding is not None and not (workdir / _TASK_EMBEDDING).exists():
+        language.save(workdir / _TASK_EMBEDDING, tasks, embedding)
     return Run(
         config=config,
         workdir=workdir,
@@ -166,11 +177,29 @@ def open_run(config: ConfigDict, workdir: Path, stop: threading.Event | None = N
         tasks=tasks,
         spec=spec,
         networks=networks,
+        task_embedding=embedding,
         mesh=learner.make_mesh(),
         metrics=telemetry.MetricsLog(workdir),
         clock=telemetry.PhaseClock(),
         stop=stop or threading.Event(),
     )
+
+
+def _task_embedding(
+    config: ConfigDict, workdir: Path, tasks: Sequence[str], sentences: Sequence[str]
+) -> np.ndarray | None:
+    """Vectors `[N, E]` of the tasks' sentences, None for plain task ids. The workdir keeps those that it began with."""
+    if config.encoder.task_embedding == "id":
+        return None
+    kept = workdir / _TASK_EMBEDDING
+    try:
+        if kept.exists():
+            return language.load(kept, tasks)
+        return language.task_embeddings(
+            config.encoder.task_embedding, tasks, sentences, file=config.encoder.task_embedding_file
+        )
+    except language.LanguageError as error:
+        raise configs.ConfigError(str(error)) from None
 
 
 def _settle_config(config: ConfigDict, workdir: Path) -> None:

@@ -1,10 +1,10 @@
 """A cascade without a simulator, in seconds: for tests of the cascade itself."""
 
-from cso_jax import config as base
+from cso_jax import defaults
 
 
 def get_config():
-    config = base.base()
+    config = defaults.metaworld()
     config.env.name = "fake"
     config.env.tasks = ("three",)
     config.env.obs = "state"

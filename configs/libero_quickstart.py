@@ -1,0 +1,63 @@
+"""The whole cascade on three LIBERO-Object tasks from two small cameras, with scripted demonstrations, on a CPU.
+
+    python -m cso_jax.main --config=configs/libero_quickstart.py --workdir=runs/libero_quickstart
+"""
+
+from cso_jax import defaults
+
+
+def get_config():
+    config = defaults.libero()
+    config.env.tasks = (
+        "pick_up_the_alphabet_soup_and_place_it_in_the_basket",
+        "pick_up_the_cream_cheese_and_place_it_in_the_basket",
+        "pick_up_the_milk_and_place_it_in_the_basket",
+    )
+    config.env.image_size = 64
+    config.env.horizon = 250
+    config.env.libero.render = "fast"
+    config.env.libero.decimate = 600
+    config.env.libero.proprio = "joints_ee"
+    config.rollout.slots = 8
+
+    config.demos.per_task = 40
+
+    config.autoencoder.width = 64
+    config.autoencoder.encoder_layers = 1
+    config.autoencoder.decoder_layers = 1
+    config.autoencoder.dropout = 0.0
+    config.codebook.steps = 1500
+    config.codebook.batch_size = 128
+    config.codebook.learning_rate = 1e-3
+    config.codebook.warmup_steps = 50
+
+    config.encoder.normalise = True
+    config.encoder.lowdim_width = 64
+    config.encoder.image_width = 128
+    config.encoder.norm = "group"
+    config.prior.width = 64
+    config.prior.layers = 3
+    config.prior.heads = 4
+    config.imitation.steps = 1200
+    config.imitation.batch_size = 48
+    config.imitation.learning_rate = 1e-3
+    config.imitation.warmup_steps = 50
+    config.imitation.clip_norm = 1.0
+
+    config.rsft.successes_per_task = 40
+    config.rsft.max_rollouts_per_task = 200
+    config.rsft.steps = 300
+    config.rsft.batch_size = 48
+    config.rsft.learning_rate = 3e-4
+
+    config.spo.iterations = 8
+    config.spo.groups = 16
+    config.spo.max_groups = 16
+    config.spo.wave_groups = 16
+    config.spo.frontier_sampling = True
+    config.spo.minibatch_skills = 256
+    config.spo.learning_rate = 1e-4
+
+    config.evaluation.episodes_per_task = 50
+    config.report.videos = 3
+    return config

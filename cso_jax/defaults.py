@@ -1,0 +1,256 @@
+"""The values of a configuration: the paper's defaults for each benchmark, and how a smoke run shrinks them.
+
+A config file starts from `metaworld()` or `libero()` and changes what its experiment changes.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cso_jax import envs
+
+
+def metaworld() -> ConfigDict:
+    """The paper's values (section 5 and Appendix E) for MetaWorld ML45 from pixels, locked."""
+    config = ConfigDict()
+    config.name = ""
+    config.seed = 0
+    config.scale = "full"
+    config.data = "scripted"  # demonstrations: of scripted experts, or "official": files under demos.folder
+
+    config.env = ConfigDict()
+    config.env.name = "metaworld"
+    config.env.tasks = ("ML45-train",)  # task names, or a set: ML45-train, ML45-test, MT50
+    config.env.obs = "pixels"  # or "state": no camera, no GL library
+    config.env.cameras = ("corner2",)
+    config.env.image_size = 128
+    config.env.horizon = 500  # simulator steps
+    config.env.render = ConfigDict({"shadows": False, "reflections": False, "msaa": 0})
+    config.env.instance_cap = 96  # idle simulators kept per worker
+    config.env.video_size = 160
+    config.env.video_every = 4  # simulator steps between frames
+
+    config.execution_horizon = 8  # of the 32 actions of a chunk
+
+    config.rollout = ConfigDict()
+    config.rollout.workers = 0  # 0: one per CPU core
+    config.rollout.slots = 16  # environments per worker, and rows of one policy call
+    config.rollout.step_timeout_s = 60.0
+    config.rollout.start_timeout_s = 180.0
+    config.rollout.max_attempts = 3
+    config.rollout.recycle_after_episodes = 0
+
+    config.demos = ConfigDict()
+    config.demos.folder = ""  # of the official HDF5 files
+    config.demos.per_task = 100
+    config.demos.noise = 0.1  # std of the Gaussian added to the expert's actions
+    config.demos.extra_steps = 16  # recorded after the first success
+    config.demos.label = "executed"  # or "expert": what the expert meant, without the noise
+    config.demos.max_attempts_per_demo = 10
+    config.demos.processes = 0
+
+    config.autoencoder = ConfigDict()
+    config.autoencoder.chunk_length = 32
+    config.autoencoder.levels = (8, 5, 5, 5)
+    config.autoencoder.width = 256
+    config.autoencoder.encoder_layers = 2
+    config.autoencoder.decoder_layers = 4
+    config.autoencoder.heads = 4
+    config.autoencoder.kernels = (5, 3, 3)
+    config.autoencoder.strides = (2, 2, 1)
+    config.autoencoder.dropout = 0.1
+
+    config.encoder = ConfigDict()
+    config.encoder.task_embedding = "id"  # or of the task's sentence: "minilm", "clip", or "file" of vectors
+    config.encoder.task_embedding_file = ""  # CLIP's weights, or the vectors
+    config.encoder.image_width = 256
+    config.encoder.lowdim_width = 128
+    config.encoder.lowdim_hidden = ()
+    config.encoder.task_in_lowdim = False
+    config.encoder.norm = "batch"
+    config.encoder.normalise = False  # low-dimensional observations by the demonstrations' mean and std
+
+    config.prior = ConfigDict()
+    config.prior.width = 384
+    config.prior.layers = 6
+    config.prior.heads = 6
+    config.prior.dropout = 0.1
+
+    config.sampling = ConfigDict()  # the policy of evaluation and SPO
+    config.sampling.temperature = 1.0
+    config.sampling.top_k = 5  # 0: the whole softmax
+
+    config.codebook = _optimisation(steps=30_000, batch_size=1024, learning_rate=1e-4, final_learning_rate=1e-5)
+    config.imitation = _optimisation(steps=100_000, batch_size=256, learning_rate=1e-4, final_learning_rate=1e-5)
+    config.imitation.augment = True
+    config.imitation.validation_fraction = 0.05  # of each task's demonstrations
+
+    config.rsft = _optimisation(steps=0, batch_size=256, learning_rate=1e-4, final_learning_rate=1e-5)
+    config.rsft.enabled = True
+    config.rsft.epochs = 20  # used when steps is 0
+    config.rsft.successes_per_task = 200
+    config.rsft.strikes = 10
+    config.rsft.max_rollouts_per_task = 2000
+    config.rsft.temperature = 1.0
+    config.rsft.top_k = 5
+    config.rsft.wave = 320  # rollouts between two saves
+    config.rsft.demo_fraction = 0.0  # of each batch, drawn from the demonstrations
+    config.rsft.augment = True
+
+    config.spo = ConfigDict()
+    config.spo.enabled = True
+    config.spo.iterations = 30
+    config.spo.groups = 150
+    config.spo.group_size = 8
+    config.spo.max_groups = 600  # drawn at most per iteration: the budget of dynamic rejection
+    config.spo.wave_groups = 150
+    config.spo.frontier_sampling = False  # draw tasks by how likely their groups have been mixed so far
+    config.spo.epochs = 1
+    config.spo.minibatch_skills = 512
+    config.spo.learning_rate = 1e-6
+    config.spo.weight_decay = 1e-4
+    config.spo.clip_norm = 1.0
+    config.spo.unit = "skill"
+    config.spo.clip_low = 0.93
+    config.spo.clip_high = 1.15
+    config.spo.average = "episode_sum"
+    config.spo.length_normalise = False
+    config.spo.baseline = "mean"
+    config.spo.normalise_std = False
+    config.spo.objective = "surrogate"  # or "reinforce" (no ratio, no clipping), "preference" (GRAPE's, on pairs)
+    config.spo.preference_beta = 0.1
+    config.spo.critic = False  # advantages from a learned value, and every group used
+    config.spo.critic_learning_rate = 1e-3
+    config.spo.critic_warmup_steps = 200  # on the returns of the first iteration, before its advantages
+    config.spo.value_coefficient = 0.5
+    config.spo.discount = 0.99  # per decision
+    config.spo.gae_lambda = 0.95
+    config.spo.normalise_advantage = True  # of the critic's advantages, over an iteration; Eq. 8's stay as they are
+    config.spo.entropy_bonus = 0.0
+    config.spo.freeze_encoder = True
+    config.spo.checkpoint_every = 1
+
+    config.evaluation = ConfigDict()
+    config.evaluation.episodes_per_task = 50
+    config.evaluation.wave = 500  # episodes between two saves
+
+    config.report = ConfigDict()
+    config.report.videos = 3  # tasks shown, one success and one failure each; 0 for none
+    return config.lock()
+
+
+def libero() -> ConfigDict:
+    """The paper's values (section 5 and Appendix E) for a LIBERO suite from pixels, locked.
+
+    Where the paper is silent (image size of the policy, execution horizon, temperature, top-k), QueST's values.
+    """
+    config = metaworld()
+    with config.unlocked():
+        env = config.env
+        env.name = "libero"
+        env.tasks = (
+            "libero_10",
+        )  # task names, or suites: libero_{spatial,object,goal,long,90}; long is also called 10
+        env.cameras = ("agentview", "robot0_eye_in_hand")
+        env.horizon = 600
+        del env.render, env.instance_cap
+        env.libero = ConfigDict()
+        env.libero.assets = ""  # folder of meshes and textures; empty: LIBERO_ASSETS, the package, its download
+        env.libero.protocol = "settle"  # or "quest_compat", "openpi": what happens around the first observation
+        env.libero.render = "official"  # or "fast": no multisampling, no reflections
+        env.libero.decimate = 0  # triangles that "fast" leaves per visual mesh; 0: all
+        env.libero.proprio = "joints"  # or "joints_ee": the position of the hand too, as QueST
+        env.libero.train_states = "placements"  # or "demonstrations": their initial states, from env.libero.datasets
+        env.libero.datasets = ""
+        env.libero.scenes = 12  # compiled scenes kept per worker
+        config.demos.per_task = 50
+        config.rollout.slots = 5
+        config.rollout.start_timeout_s = 300.0
+    return config
+
+
+def _optimisation(*, steps: int, batch_size: int, learning_rate: float, final_learning_rate: float) -> ConfigDict:
+    """AdamW with warm-up and a cosine schedule, as every supervised stage uses it."""
+    return ConfigDict(
+        {
+            "steps": steps,
+            "batch_size": batch_size,
+            "learning_rate": learning_rate,
+            "final_learning_rate": final_learning_rate,
+            "warmup_steps": 0,
+            "weight_decay": 1e-4,
+            "clip_norm": 100.0,
+            "log_every": 50,
+            "checkpoint_every": 1000,
+        }
+    )
+
+
+_SMOKE: dict[str, Any] = {
+    "env.image_size": 32,
+    "rollout.slots": 8,
+    "demos.per_task": 4,
+    "autoencoder.width": 32,
+    "autoencoder.encoder_layers": 1,
+    "autoencoder.decoder_layers": 1,
+    "encoder.image_width": 32,
+    "prior.width": 48,
+    "prior.layers": 2,
+    "codebook.steps": 20,
+    "codebook.batch_size": 32,
+    "imitation.steps": 20,
+    "imitation.batch_size": 32,
+    "rsft.epochs": 1,
+    "rsft.batch_size": 32,
+    "rsft.successes_per_task": 4,
+    "rsft.strikes": 4,
+    "rsft.max_rollouts_per_task": 8,
+    "spo.iterations": 2,
+    "spo.groups": 2,
+    "spo.group_size": 4,
+    "spo.max_groups": 6,
+    "spo.wave_groups": 3,
+    "spo.minibatch_skills": 64,
+    "evaluation.episodes_per_task": 2,
+    "report.videos": 1,
+}
+# An episode must leave the scripted expert time enough: MetaWorld's longest here needs about 100 steps. LIBERO's are
+# longer and its steps dearer, so there are fewer of them.
+_SMOKE_OF: dict[str, dict[str, Any]] = {
+    "metaworld": {"env.horizon": 150},
+    "libero": {
+        "env.horizon": 400,
+        "rollout.slots": 4,
+        "demos.per_task": 2,
+        "rsft.strikes": 2,
+        "rsft.max_rollouts_per_task": 2,
+        "spo.iterations": 1,
+        "spo.group_size": 2,
+        "spo.groups": 1,
+        "spo.max_groups": 2,
+        "spo.wave_groups": 2,
+        "evaluation.episodes_per_task": 1,
+    },
+    "fake": {"env.horizon": 48},
+}
+_SMOKE_TASKS = {"metaworld": ("reach-v3", "button-press-topdown-v3", "drawer-close-v3")}
+
+
+def smoke(config: ConfigDict) -> None:
+    """Shrink every stage in place so that it runs once, all of them in about a minute on two CPU cores.
+
+    Raises ValueError for a task that does not exist.
+    """
+    limits = _SMOKE | _SMOKE_OF[config.env.name]
+    for key, limit in limits.items():
+        section, name = key.split(".")
+        config[section][name] = min(config[section][name], limit)
+    config.rsft.steps = 10
+    for section in ("codebook", "imitation", "rsft"):
+        config[section].log_every = 5
+        config[section].warmup_steps = 0
+    config.demos.max_attempts_per_demo = 30
+    config.demos.extra_steps = 4
+    tasks = envs.task_names(config.env.to_dict())
+    if len(tasks) > 3:
+        config.env.tasks = _SMOKE_TASKS.get(config.env.name, tasks[:2])
