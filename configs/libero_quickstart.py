@@ -1,6 +1,8 @@
 """The whole cascade on three LIBERO-Object tasks from two small cameras, with scripted demonstrations, on a CPU.
 
     python -m cso_jax.main --config=configs/libero_quickstart.py --workdir=runs/libero_quickstart
+
+Evaluation starts from the benchmark's initial states, R-SFT and SPO from fresh placements.
 """
 
 from cso_jax import defaults
@@ -38,19 +40,19 @@ def get_config():
     config.prior.width = 64
     config.prior.layers = 3
     config.prior.heads = 4
-    config.imitation.steps = 1200
-    config.imitation.batch_size = 48
+    config.imitation.steps = 1500
+    config.imitation.batch_size = 32
     config.imitation.learning_rate = 1e-3
     config.imitation.warmup_steps = 50
     config.imitation.clip_norm = 1.0
 
-    config.rsft.successes_per_task = 40
-    config.rsft.max_rollouts_per_task = 200
-    config.rsft.steps = 300
-    config.rsft.batch_size = 48
+    config.rsft.successes_per_task = 25
+    config.rsft.max_rollouts_per_task = 100
+    config.rsft.steps = 250
+    config.rsft.batch_size = 32
     config.rsft.learning_rate = 3e-4
 
-    config.spo.iterations = 8
+    config.spo.iterations = 4
     config.spo.groups = 16
     config.spo.max_groups = 16
     config.spo.wave_groups = 16
@@ -58,6 +60,6 @@ def get_config():
     config.spo.minibatch_skills = 256
     config.spo.learning_rate = 1e-4
 
-    config.evaluation.episodes_per_task = 50
+    config.evaluation.episodes_per_task = 40
     config.report.videos = 3
     return config

@@ -84,7 +84,8 @@ def tokeniser_of(vocabulary: Path, merges: Path) -> Any:
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
     lines = merges.read_text(encoding="utf-8").splitlines()
-    pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+    parts = [line.split(" ") for line in lines if line and not line.startswith("#version")]
+    pairs = [(first, second) for first, second in parts]
     model = models.BPE(
         vocab=json.loads(vocabulary.read_text(encoding="utf-8")), merges=pairs, end_of_word_suffix="</w>", unk_token=END
     )

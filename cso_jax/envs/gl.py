@@ -11,7 +11,8 @@ import os
 import subprocess
 import sys
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -82,27 +83,39 @@ class SceneRenderer:
     Holds the model's meshes and textures in OpenGL memory (30-80 MB, 0.1 s to build with software rendering), and
     draws the state of any MjData of the same model file. All renderers of a process share one OpenGL context.
 
-    `size` is the largest image in pixels. `shadows`, `reflections`: bool; `msaa`: samples per pixel, 0 for none.
+    `size` is the largest image in pixels. `shadows`, `reflections`: bool; `msaa`: samples per pixel, 0 for none;
+    `hidden_groups`: groups of geoms that are not drawn besides MuJoCo's usual ones.
     """
 
-    def __init__(self, model: Any, size: int, *, shadows: bool, reflections: bool, msaa: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        size: int,
+        *,
+        shadows: bool,
+        reflections: bool,
+        msaa: int,
+        hidden_groups: Sequence[int] = (),
+    ) -> None:
         import mujoco
 
         self._mujoco = mujoco
         self._gl = _process_context()
         self._gl.make_current()
         self._context = _make_context(model, size, shadows=shadows, msaa=msaa)
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._scene = mujoco.MjvScene(model, maxgeom=2000)
         self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = shadows
         self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = reflections
         self._option = mujoco.MjvOption()
+        self._option.geomgroup[list(hidden_groups)] = 0
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
         self._size = size
 
-    def render(self, model: Any, data: Any, camera: str, size: int) -> np.ndarray:
+    def render(self, model: Any, data: Any, camera: str, size: int, *, upright: bool = True) -> np.ndarray:
         """Image uint8 `[size, size, 3]` of `data` from the model's camera of that name, up side up.
+
+        Not `upright`: as OpenGL hands it over, the bottom row first, which is robosuite's convention.
 
         Raises ValueError for a camera that the model does not have, or a `size` above the renderer's.
         """
@@ -111,11 +124,15 @@ class SceneRenderer:
             raise ValueError(f"this renderer draws up to {self._size} pixels, asked for {size}")
         self._camera.fixedcamid = _camera_id(model, camera)
         self._gl.make_current()
+        # All renderers share one OpenGL context: drawing goes to whichever was told last, and another may be gone.
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         viewport = mujoco.MjrRect(0, 0, size, size)
         pixels = np.empty((size, size, 3), np.uint8)
         mujoco.mjv_updateScene(model, data, self._option, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene)
         mujoco.mjr_render(viewport, self._scene, self._context)
         mujoco.mjr_readPixels(pixels, None, viewport, self._context)
+        if not upright:
+            return pixels
         # OpenGL's first row is the bottom one. Some cameras hang upside down (MetaWorld's corners): turn them over.
         upside_down = model.cam_mat0[self._camera.fixedcamid][7] < -0.1
         return np.ascontiguousarray(pixels[:, ::-1] if upside_down else pixels[::-1])
@@ -129,10 +146,18 @@ class SceneRenderer:
 class RendererCache:
     """The renderers of a process by model name, the least recently used one closed above `capacity`."""
 
-    def __init__(self, capacity: int, size: int, flags: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        capacity: int,
+        size: int,
+        flags: Mapping[str, Any],
+        prepare: Callable[[Any], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
+        """`size` and `flags` are SceneRenderer's; each renderer is made within `prepare(model)`."""
         self.capacity = capacity
         self._size = size
         self._flags = dict(flags)
+        self._prepare = prepare
         self._renderers: OrderedDict[str, SceneRenderer] = OrderedDict()
 
     def get(self, name: str, model: Any) -> SceneRenderer:
@@ -141,7 +166,8 @@ class RendererCache:
         if renderer is None:
             while len(self._renderers) >= self.capacity:
                 self._renderers.popitem(last=False)[1].close()
-            renderer = SceneRenderer(model, self._size, **self._flags)
+            with self._prepare(model):
+                renderer = SceneRenderer(model, self._size, **self._flags)
         self._renderers[name] = renderer
         return renderer
 

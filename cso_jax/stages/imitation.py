@@ -81,9 +81,7 @@ def demonstration_rows(run: Run, variables: policy.Variables) -> tuple[Rows, Row
     return built[0], built[1]
 
 
-def _rows(
-    run: Run, variables: policy.Variables, chosen: Sequence[tuple[int, StoredEpisode]], in_memory: bool
-) -> Rows:
+def _rows(run: Run, variables: policy.Variables, chosen: Sequence[tuple[int, StoredEpisode]], in_memory: bool) -> Rows:
     windows = ChunkWindows(
         [demos.actions_of(run, episode) for _, episode in chosen], run.config.autoencoder.chunk_length
     )

@@ -1,0 +1,171 @@
+"""Where LIBERO's files are: task lists, task descriptions (BDDL), benchmark initial states and assets.
+
+Everything is read from the installed package's data files. Nothing of LIBERO, robosuite or MuJoCo is imported here:
+LIBERO's own list of tasks imports torch, and importing LIBERO without a prepared configuration asks questions on stdin.
+"""
+
+import ast
+import functools
+import importlib.util
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
+"""The five suites in LIBERO's order; 130 tasks in all."""
+
+ALIASES = {"libero_long": "libero_10"}
+"""Other names of suites."""
+
+STATES_PER_TASK = 50
+"""Benchmark initial states of every task."""
+
+_ASSET_FOLDERS = (
+    "articulated_objects",
+    "scenes",
+    "stable_hope_objects",
+    "stable_scanned_objects",
+    "turbosquid_objects",
+)
+_SCENE_PREFIX = re.compile(r"^[A-Z_]+_SCENE\d+_")
+_INSTALL = (
+    "LIBERO is not installed. Run: pip install -e '.[libero]', then: "
+    "pip install --no-deps robosuite==1.4.0 bddl==1.0.1 hf-libero==0.1.4"
+)
+
+
+@functools.cache
+def package_folder() -> Path:
+    """The folder of the installed package `libero.libero`. Raises ModuleNotFoundError with the commands to install."""
+    found = importlib.util.find_spec("libero")
+    missing = [name for name in ("robosuite", "bddl") if importlib.util.find_spec(name) is None]
+    for place in found.submodule_search_locations or () if found else ():
+        if (Path(place) / "libero" / "bddl_files").is_dir() and not missing:
+            return Path(place) / "libero"
+    raise ModuleNotFoundError(_INSTALL)
+
+
+@functools.cache
+def _suites() -> dict[str, tuple[str, ...]]:
+    source = (package_folder() / "benchmark" / "libero_suite_task_map.py").read_text()
+    for statement in ast.parse(source).body:
+        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "libero_task_map":
+            tasks: dict[str, list[str]] = ast.literal_eval(statement.value)
+            return {suite: tuple(tasks[suite]) for suite in SUITES}
+    raise ValueError("the installed LIBERO has no list of tasks where version 0.1.4 has it: install hf-libero==0.1.4")
+
+
+def task_sets() -> dict[str, tuple[str, ...]]:
+    """The suites by name, each in LIBERO's own order, and the alias "libero_long".
+
+    Raises ModuleNotFoundError, with the commands to install, if LIBERO is not there.
+    """
+    suites = _suites()
+    return {**suites, **{alias: suites[suite] for alias, suite in ALIASES.items()}}
+
+
+def suite_of(task: str) -> str:
+    """The suite that a task belongs to. Raises ValueError for an unknown task."""
+    for suite, tasks in _suites().items():
+        if task in tasks:
+            return suite
+    raise ValueError(f"LIBERO has no task {task!r}")
+
+
+def language(task: str) -> str:
+    """The instruction of a task, as LIBERO's benchmark derives it from the task's name."""
+    return _SCENE_PREFIX.sub("", task).replace("_", " ")
+
+
+def bddl_file(task: str) -> Path:
+    """The description of a task. Raises ValueError for an unknown task."""
+    return package_folder() / "bddl_files" / suite_of(task) / f"{task}.bddl"
+
+
+@functools.lru_cache(maxsize=16)
+def benchmark_states(task: str) -> np.ndarray:
+    """The benchmark's initial states, float64 `[50, D]`, read-only: time, joint positions and velocities.
+
+    Raises ValueError for an unknown task, or a file that holds anything but one array.
+    """
+    path = package_folder() / "init_files" / suite_of(task) / f"{task}.pruned_init"
+    with zipfile.ZipFile(path) as archive:
+        (name,) = [entry for entry in archive.namelist() if entry.endswith("data.pkl")]
+        with archive.open(name) as file:
+            states = np.asarray(_ArrayUnpickler(file).load(), np.float64)
+    if states.ndim != 2 or len(states) != STATES_PER_TASK:
+        raise ValueError(f"{path.name} should hold [{STATES_PER_TASK}, D] numbers, it holds {list(states.shape)}")
+    states.setflags(write=False)
+    return states
+
+
+def demonstration_start(folder: str, task: str, index: int) -> tuple[np.ndarray, str]:
+    """The first recorded state `[D]` of demonstration `index` (modulo their number) and its model, as XML or "".
+
+    Reads the file `TASK_demo.hdf5` of LIBERO's published data in `folder`, or in a folder of the suite's name there.
+    Raises FileNotFoundError if it is not there, ValueError if it holds no demonstrations.
+    """
+    import h5py
+
+    places = [Path(folder) / suite_of(task) / f"{task}_demo.hdf5", Path(folder) / f"{task}_demo.hdf5"]
+    found = [place for place in places if place.is_file()] if folder else []
+    if not found:
+        raise FileNotFoundError(
+            f"config.env.libero.train_states=demonstrations needs {places[0].name} under config.env.libero.datasets, "
+            f"which is {folder!r}; looked for {places[0]} and {places[1]}"
+        )
+    with h5py.File(found[0]) as file:
+        demos = sorted(file.get("data", ()), key=lambda name: int(name.rpartition("_")[2]))
+        if not demos:
+            raise ValueError(f"{found[0]} holds no demonstrations (groups data/demo_0, data/demo_1, ...)")
+        demo = file["data"][demos[index % len(demos)]]
+        model = demo.attrs.get("model_file", "")
+        return np.asarray(demo["states"][0], np.float64), model.decode() if isinstance(model, bytes) else str(model)
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Reads a pickled NumPy array and nothing else: a pickle can run any code."""
+
+    _ALLOWED = (
+        ("numpy.core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+        ("_codecs", "encode"),
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self._ALLOWED:
+            raise ValueError(f"a file of initial states holds {module}.{name}: refusing to load it")
+        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+
+
+def assets_folder(assets: str = "", environment: Mapping[str, str] = os.environ) -> Path:
+    """The folder with LIBERO's meshes and textures.
+
+    Looked for in this order: `assets` (if not empty), the environment variable LIBERO_ASSETS, the installed package,
+    and the folder that LIBERO downloads them to. Nothing is ever downloaded.
+
+    Raises FileNotFoundError, naming all four, if none holds them.
+    """
+    places = {
+        "config.env.libero.assets": assets,
+        "the environment variable LIBERO_ASSETS": environment.get("LIBERO_ASSETS", ""),
+        "the installed package": str(package_folder() / "assets"),
+        "LIBERO's download folder": str(Path.home() / ".cache" / "libero" / "assets"),
+    }
+    for place in filter(None, places.values()):
+        if all((Path(place) / name).is_dir() for name in _ASSET_FOLDERS):
+            return Path(place).resolve()
+    looked = "; ".join(f"{name}: {place or 'not set'}" for name, place in places.items())
+    raise FileNotFoundError(
+        f"LIBERO's assets (folders {', '.join(_ASSET_FOLDERS)}) were not found. Looked in: {looked}. Download the "
+        "dataset lerobot/libero-assets from Hugging Face, or take the assets folder of LIBERO's GitHub repository, and "
+        "set LIBERO_ASSETS or config.env.libero.assets to it"
+    )
