@@ -2,7 +2,9 @@
 
     python -m cso_jax.main --config=configs/libero_object_state.py --workdir=runs/libero_object_state
 
-Scripted demonstrations, evaluation from the benchmark's initial states.
+Scripted demonstrations, evaluation from the benchmark's initial states. Seed 0, n = 200 per stage, 95 % intervals:
+imitation 76.0 % [69.6, 81.4], R-SFT 83.0 % [77.2, 87.6], SPO 87.0 % [81.6, 91.0]. 75 minutes on two CPU cores that
+several other jobs shared.
 """
 
 from cso_jax import defaults
@@ -41,14 +43,14 @@ def get_config():
     config.imitation.clip_norm = 1.0
     config.imitation.augment = False
 
-    config.rsft.successes_per_task = 50
-    config.rsft.max_rollouts_per_task = 200
+    config.rsft.successes_per_task = 40
+    config.rsft.max_rollouts_per_task = 120
     config.rsft.steps = 1000
     config.rsft.batch_size = 128
     config.rsft.learning_rate = 5e-4
     config.rsft.augment = False
 
-    config.spo.iterations = 12
+    config.spo.iterations = 8
     config.spo.groups = 24
     config.spo.max_groups = 24
     config.spo.wave_groups = 24
@@ -56,6 +58,6 @@ def get_config():
     config.spo.minibatch_skills = 256
     config.spo.learning_rate = 1e-4
 
-    config.evaluation.episodes_per_task = 50
+    config.evaluation.episodes_per_task = 20
     config.report.videos = 2
     return config

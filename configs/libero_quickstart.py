@@ -46,16 +46,16 @@ def get_config():
     config.imitation.warmup_steps = 50
     config.imitation.clip_norm = 1.0
 
-    config.rsft.successes_per_task = 25
-    config.rsft.max_rollouts_per_task = 100
-    config.rsft.steps = 250
+    config.rsft.successes_per_task = 20
+    config.rsft.max_rollouts_per_task = 60
+    config.rsft.steps = 200
     config.rsft.batch_size = 32
     config.rsft.learning_rate = 3e-4
 
-    config.spo.iterations = 4
-    config.spo.groups = 16
-    config.spo.max_groups = 16
-    config.spo.wave_groups = 16
+    config.spo.iterations = 3
+    config.spo.groups = 12
+    config.spo.max_groups = 12
+    config.spo.wave_groups = 12
     config.spo.frontier_sampling = True
     config.spo.minibatch_skills = 256
     config.spo.learning_rate = 1e-4
