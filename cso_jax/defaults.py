@@ -210,7 +210,7 @@ _SMOKE: dict[str, Any] = {
     "spo.group_size": 4,
     "spo.max_groups": 6,
     "spo.wave_groups": 3,
-    "spo.minibatch_skills": 64,
+    "spo.minibatch_skills": 128,
     "evaluation.episodes_per_task": 2,
     "report.videos": 1,
 }

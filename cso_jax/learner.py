@@ -17,6 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from cso_jax import objectives, policy
 from cso_jax.networks.augment import augment
+from cso_jax.networks.critic import ValueHead
 from cso_jax.policy import Networks, Variables
 
 Batch = dict[str, Any]
@@ -25,6 +26,7 @@ Update = Callable[["LearnerState", Batch, jax.Array], tuple["LearnerState", dict
 CODEBOOK_PARTS = ("autoencoder",)
 POLICY_PARTS = ("encoder", "prior")
 PRIOR_PARTS = ("prior",)
+CRITIC = "critic"
 
 
 class LearnerState(struct.PyTreeNode):
@@ -77,6 +79,17 @@ def make_optimiser(
     return optimiser, schedule
 
 
+def with_critic(
+    optimiser: optax.GradientTransformation, *, learning_rate: float, clip_norm: float
+) -> optax.GradientTransformation:
+    """`optimiser` for the policy's parts, and Adam with a rate and a gradient norm of its own for the value head."""
+    critic = optax.chain(optax.clip_by_global_norm(clip_norm), optax.adam(learning_rate))
+    return optax.multi_transform(
+        {"policy": optimiser, CRITIC: critic},
+        lambda trainable: {part: CRITIC if part == CRITIC else "policy" for part in trainable},
+    )
+
+
 def _decayed(params: Any) -> Any:
     flat = traverse_util.flatten_dict(params)
     return traverse_util.unflatten_dict({path: path[-1].endswith("kernel") for path in flat})
@@ -109,6 +122,9 @@ def replicate(tree: Any, mesh: Mesh) -> Any:
 
 
 def _jit(update: Callable, mesh: Mesh) -> Update:
+    if mesh.size == 1:
+        # Sharding annotations cost something even on one device: steps took five times as long on a busy CPU.
+        return jax.jit(update, donate_argnums=0)
     everywhere = NamedSharding(mesh, PartitionSpec())
     return jax.jit(
         update,
@@ -215,13 +231,44 @@ def surrogate_update(
     temperature: float,
     entropy_bonus: float,
     freeze_encoder: bool,
+    objective: objectives.Objective = "surrogate",
+    preference_beta: float = 0.1,
+    critic: ValueHead | None = None,
+    value_coefficient: float = 0.5,
 ) -> Update:
-    """One step of Eq. 9 at any granularity.
+    """One step of Eq. 9 at any granularity, or of another objective on the same packed skills.
 
     Batch, all with S rows: `skill`, `log_prob` `[S, K]`, `advantage`, `episode_id`, `mask` `[S]`, `support`
     `[S, K, top_k]` when sampling was restricted, and `context` `[S, C, D]` (encoder frozen) or `observation/...`
-    entries (encoder trained too; its running statistics stay as they are).
+    entries (encoder trained too; its running statistics stay as they are). With `objective="preference"` also
+    `reference_log_prob` `[S, K]`; `episode_id` then numbers the pairs and `advantage` is 1 for the success of a pair,
+    -1 for the failure. With a `critic` (encoder frozen) also `value_target` `[S]`, and "critic" among the trained
+    parts: half the mean squared error of its values joins the loss with `value_coefficient`.
     """
+
+    def policy_loss(log_prob: jax.Array, batch: Batch):
+        episode_id, mask, rows = batch["episode_id"], batch["mask"], batch["mask"].shape[0]
+        if objective == "preference":
+            return objectives.preference_loss(
+                log_prob, batch["reference_log_prob"], batch["advantage"], episode_id, mask,
+                beta=preference_beta, num_pairs=rows,
+            )  # fmt: skip
+        arguments = (log_prob, batch["log_prob"], batch["advantage"], episode_id, mask)
+        if objective == "reinforce":
+            return objectives.reinforce_loss(*arguments, average=average, num_episodes=rows)
+        return objectives.clipped_surrogate(
+            *arguments,
+            unit=unit,
+            clip_low=clip_low,
+            clip_high=clip_high,
+            average=average,
+            length_normalise=length_normalise,
+            num_episodes=rows,
+        )
+
+    def value_loss(critic: ValueHead, params: Any, batch: Batch) -> jax.Array:
+        error = policy.apply(critic, {"params": params}, batch["context"]) - batch["value_target"]
+        return 0.5 * jnp.sum(error**2 * batch["mask"]) / jnp.maximum(jnp.sum(batch["mask"]), 1.0)
 
     def update(state: LearnerState, batch: Batch, key: jax.Array):
         del key  # no dropout: the ratio must be one at the behaviour parameters
@@ -229,36 +276,29 @@ def surrogate_update(
 
         def loss_fn(trainable):
             variables = {**state.fixed, **trainable}
-            if freeze_encoder:
-                context = batch["context"]
-            else:
-                prefix = "observation/"
-                observation = {k.removeprefix(prefix): v for k, v in batch.items() if k.startswith(prefix)}
-                context = policy.encode(networks, variables, observation)
+            context = batch["context"] if freeze_encoder else _encode(networks, variables, batch)
             log_prob, entropy = policy.score(
                 networks, variables, context, batch["skill"], temperature=temperature, support=batch.get("support")
             )
-            loss, metrics = objectives.clipped_surrogate(
-                log_prob,
-                batch["log_prob"],
-                batch["advantage"],
-                batch["episode_id"],
-                batch["mask"],
-                unit=unit,
-                clip_low=clip_low,
-                clip_high=clip_high,
-                average=average,
-                length_normalise=length_normalise,
-                num_episodes=batch["mask"].shape[0],
-            )
+            loss, metrics = policy_loss(log_prob, batch)
             mask = batch["mask"][:, None]
             mean_entropy = jnp.sum(entropy * mask) / jnp.maximum(jnp.sum(mask) * entropy.shape[1], 1.0)
             drift = jnp.max(jnp.abs(log_prob - batch["log_prob"]) * mask)
             metrics |= {"loss": loss, "entropy": mean_entropy, "max_abs_token_log_ratio": drift}
-            return loss - entropy_bonus * mean_entropy, metrics
+            total = loss - entropy_bonus * mean_entropy
+            if critic is not None:
+                metrics["value_loss"] = value_loss(critic, trainable[CRITIC], batch)
+                total += value_coefficient * metrics["value_loss"]
+            return total, metrics
 
         (_, metrics), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.trainable)
         metrics["grad_norm"] = optax.tree.norm(gradients)
         return _apply(state, gradients, optimiser), metrics
 
     return _jit(update, mesh)
+
+
+def _encode(networks: Networks, variables: Variables, batch: Batch) -> jax.Array:
+    prefix = "observation/"
+    observation = {k.removeprefix(prefix): v for k, v in batch.items() if k.startswith(prefix)}
+    return policy.encode(networks, variables, observation)

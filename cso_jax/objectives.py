@@ -1,5 +1,6 @@
-"""The paper's losses as pure functions: reconstruction (Eq. 1), imitation (Eq. 2, 6), the clipped surrogate (Eq. 9).
+"""The losses as pure functions: reconstruction (Eq. 1), imitation (Eq. 2, 6), the clipped surrogate (Eq. 9).
 
+And those of the methods that it is compared with: REINFORCE, a preference loss, advantages from a learned value.
 Letters: S packed skills, K tokens per skill, G groups, N episodes per group. Log-probabilities are natural, float32.
 """
 
@@ -11,11 +12,13 @@ import jax.numpy as jnp
 
 Unit = Literal["token", "skill", "trajectory"]
 Average = Literal["episode_sum", "episode_mean", "unit_mean"]
-Baseline = Literal["mean", "leave_one_out"]
+Baseline = Literal["mean", "leave_one_out", "none"]
+Objective = Literal["surrogate", "reinforce", "preference"]
 
 UNITS = ("token", "skill", "trajectory")
 AVERAGES = ("episode_sum", "episode_mean", "unit_mean")
-BASELINES = ("mean", "leave_one_out")
+BASELINES = ("mean", "leave_one_out", "none")
+OBJECTIVES = ("surrogate", "reinforce", "preference")
 
 # exp(20) is far outside every clip range, and finite: an infinite ratio would turn the gradient of the branch that
 # `minimum` did not choose into 0 * inf = NaN.
@@ -52,14 +55,17 @@ def group_advantage(
     Args:
       rewards: `[G, N]` episode rewards, one row per group.
       baseline: "mean" subtracts the group mean (Eq. 8); "leave_one_out" the mean of the other N-1 (as RIPT/RLOO),
-        which equals N/(N-1) times the former.
-      normalise_std: also divide by the group's sample standard deviation (ddof 1) plus `epsilon`, as GRPO does.
+        which equals N/(N-1) times the former; "none" nothing (plain REINFORCE).
+      normalise_std: also divide by the group's sample standard deviation (ddof 1) plus `epsilon`, as GRPO does;
+        without a baseline there is nothing to normalise.
 
     Returns: `[G, N]` float32.
     """
     chex.assert_rank(rewards, 2)
     rewards = jnp.asarray(rewards, jnp.float32)
     n = rewards.shape[1]
+    if baseline == "none":
+        return rewards
     if n < 2:
         raise ValueError(f"a group needs at least 2 episodes for a relative advantage, got {n}")
     advantage = rewards - jnp.mean(rewards, axis=1, keepdims=True)
@@ -170,6 +176,122 @@ def clipped_surrogate(
         clip_low=clip_low,
         clip_high=clip_high,
     )
+
+
+def reinforce_loss(
+    log_prob: chex.Array,
+    behaviour_log_prob: chex.Array,
+    advantage: chex.Array,
+    episode_id: chex.Array,
+    mask: chex.Array,
+    *,
+    average: Average = "episode_sum",
+    num_episodes: int,
+) -> tuple[chex.Array, dict[str, chex.Array]]:
+    """`-A log pi(Z)` of each skill, without ratio or clipping (Williams 1992); arguments as in `clipped_surrogate`.
+
+    At the behaviour parameters its gradient is that of the skill-level surrogate. The behaviour's log-probabilities
+    serve the metrics only; they hold no clip fractions, since nothing is clipped.
+    """
+    chex.assert_rank(log_prob, 2)
+    chex.assert_equal_shape([log_prob, behaviour_log_prob])
+    chex.assert_shape([advantage, episode_id, mask], (log_prob.shape[0],))
+    if average not in AVERAGES:
+        raise ValueError(f"average must be one of {AVERAGES}, got {average!r}")
+    mask = mask.astype(jnp.float32)
+    advantage = advantage.astype(jnp.float32)
+    per_skill = advantage * jnp.sum(log_prob.astype(jnp.float32), axis=-1) * mask
+    skills = jax.ops.segment_sum(mask, episode_id, num_segments=num_episodes)
+    episodes = jnp.maximum(jnp.sum(skills > 0), 1.0)
+    if average == "unit_mean":
+        objective = jnp.sum(per_skill) / jnp.maximum(jnp.sum(mask), 1.0)
+    elif average == "episode_sum":
+        objective = jnp.sum(per_skill) / episodes
+    else:
+        sums = jax.ops.segment_sum(per_skill, episode_id, num_segments=num_episodes)
+        objective = jnp.sum(sums / jnp.maximum(skills, 1.0)) / episodes
+    token_log_ratio = jax.lax.stop_gradient(log_prob - behaviour_log_prob) * mask[:, None]
+    metrics = _ratio_metrics(
+        jnp.sum(token_log_ratio, axis=-1), token_log_ratio, advantage, mask, mask, clip_low=0.0, clip_high=jnp.inf
+    )
+    return -objective, {name: value for name, value in metrics.items() if name not in ("clip_fraction", "cut_fraction")}
+
+
+def preference_loss(
+    log_prob: chex.Array,
+    reference_log_prob: chex.Array,
+    sign: chex.Array,
+    pair_id: chex.Array,
+    mask: chex.Array,
+    *,
+    beta: float,
+    num_pairs: int,
+) -> tuple[chex.Array, dict[str, chex.Array]]:
+    """Trajectory-wise preference optimisation, as GRAPE defines it: a success w against a failure l of one state.
+
+    `-log sigmoid(beta ((log pi(w) - log pi_ref(w)) - (log pi(l) - log pi_ref(l))))`, mean over the pairs, with the
+    log-probability of a trajectory summed over all its tokens. At the reference it is log 2 for every pair.
+
+    Args:
+      log_prob: `[S, K]` log-probabilities of the stored tokens under the policy being trained.
+      reference_log_prob: `[S, K]` the same under the reference policy.
+      sign: `[S]` 1 for skills of the preferred trajectory, -1 for those of the other.
+      pair_id: `[S]` int, in [0, num_pairs); which pair a skill belongs to.
+      mask: `[S]` 1 for real skills, 0 for padding.
+      beta: how much a difference counts; larger values keep the policy nearer to the reference.
+      num_pairs: static upper bound of `pair_id`; pairs without a real skill do not count.
+
+    Returns: loss to minimise (scalar) and metrics: mean `preference_margin` in nats (before beta), the share of pairs
+      on the right side `preference_accuracy`, and their number `units`.
+    """
+    chex.assert_rank(log_prob, 2)
+    chex.assert_equal_shape([log_prob, reference_log_prob])
+    chex.assert_shape([sign, pair_id, mask], (log_prob.shape[0],))
+    if not beta > 0:
+        raise ValueError(f"beta must be positive, got {beta}")
+    gain = jnp.sum(log_prob.astype(jnp.float32) - reference_log_prob.astype(jnp.float32), axis=-1)
+    margin = jax.ops.segment_sum(sign * mask * gain, pair_id, num_segments=num_pairs)
+    real = (jax.ops.segment_sum(mask, pair_id, num_segments=num_pairs) > 0).astype(jnp.float32)
+    pairs = jnp.maximum(jnp.sum(real), 1.0)
+    loss = -jnp.sum(jax.nn.log_sigmoid(beta * margin) * real) / pairs
+    return loss, {
+        "preference_margin": jnp.sum(margin * real) / pairs,
+        "preference_accuracy": jnp.sum((margin > 0) * real) / pairs,
+        "units": jnp.sum(real),
+    }
+
+
+def gae(rewards: chex.Array, values: chex.Array, *, discount: float, trace_decay: float) -> chex.Array:
+    """Generalised advantage estimates (Schulman et al. 2016): `sum_l (discount trace_decay)^l delta_{t+l}`.
+
+    `delta_t = r_t + discount V_{t+1} - V_t`, and nothing comes after the last decision: an episode ends by success or
+    at the horizon, which is part of the task.
+
+    Args:
+      rewards, values: `[N, D]`, one row per episode; shorter episodes are padded with zeros on the right, and their
+        estimates are zero there.
+      discount, trace_decay: gamma and lambda, both per decision.
+
+    Returns: `[N, D]` float32. Added to the values they are the targets of the value function.
+    """
+    chex.assert_rank(rewards, 2)
+    chex.assert_equal_shape([rewards, values])
+    rewards, values = jnp.asarray(rewards, jnp.float32), jnp.asarray(values, jnp.float32)
+    following = jnp.pad(values[:, 1:], ((0, 0), (0, 1)))
+    deltas = rewards + discount * following - values
+
+    def backwards(after, delta):
+        advantage = delta + discount * trace_decay * after
+        return advantage, advantage
+
+    _, advantages = jax.lax.scan(backwards, jnp.zeros(rewards.shape[0]), deltas.T, reverse=True)
+    return advantages.T
+
+
+def explained_variance(values: chex.Array, returns: chex.Array) -> chex.Array:
+    """The share of the variance of `returns` [N] that `values` [N] explain: 1 at best, 0 for a constant."""
+    chex.assert_equal_shape([values, returns])
+    return 1.0 - jnp.var(returns - values) / jnp.maximum(jnp.var(returns), 1e-8)
 
 
 def _ratio_metrics(log_ratio, token_log_ratio, advantage, unit_mask, skill_mask, *, clip_low, clip_high):

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 
 from cso_jax import objectives
-from cso_jax.objectives import clipped_surrogate, group_advantage, imitation_nll, reconstruction_l1
+from cso_jax.objectives import (
+    clipped_surrogate,
+    explained_variance,
+    gae,
+    group_advantage,
+    imitation_nll,
+    preference_loss,
+    reconstruction_l1,
+    reinforce_loss,
+)
 
 SPO = {"unit": "skill", "clip_low": 0.93, "clip_high": 1.15, "average": "episode_sum"}
 
@@ -152,6 +161,7 @@ def test_group_advantage_by_hand():
     normalised = group_advantage(rewards, normalise_std=True)
     np.testing.assert_allclose(normalised[0], np.array([0.75, -0.25, -0.25, -0.25]) / 0.5, rtol=1e-4)
     np.testing.assert_allclose(normalised[1], 0)
+    np.testing.assert_array_equal(group_advantage(rewards, baseline="none"), rewards)
 
 
 def test_supervised_losses_by_hand():
@@ -177,3 +187,72 @@ def test_bad_arguments(changes, message):
 def test_one_episode_is_no_group():
     with pytest.raises(ValueError, match="at least 2 episodes"):
         group_advantage(jnp.ones((3, 1)))
+
+
+def test_reinforce_by_hand():
+    # Log-probabilities -1.4 and -1.2 per token of two one-token skills of episode 0 (A = 1), -1.6 of episode 1 (A = 2).
+    arguments = packed([[0.1], [0.3], [-0.1]], [1.0, 1.0, 2.0], [0, 0, 1])
+    for average, expected in (
+        ("episode_sum", (-1.4 - 1.2 - 2 * 1.6) / 2),
+        ("episode_mean", ((-1.4 - 1.2) / 2 - 2 * 1.6) / 2),
+        ("unit_mean", (-1.4 - 1.2 - 2 * 1.6) / 3),
+    ):
+        loss, metrics = reinforce_loss(*arguments, average=average, num_episodes=4)
+        np.testing.assert_allclose(loss, -expected, rtol=1e-6)
+    assert "clip_fraction" not in metrics
+    np.testing.assert_allclose(metrics["mean_abs_log_ratio"], 0.5 / 3, rtol=1e-5)
+
+
+@pytest.mark.parametrize("average", objectives.AVERAGES)
+def test_reinforce_is_the_surrogates_gradient_at_the_behaviour_parameters(average):
+    log_prob, _, advantage, ids, mask = random_batch(tokens=3)
+    mask = mask.at[-1].set(0)
+    shared = {"average": average, "num_episodes": 5}
+    plain = jax.grad(lambda value: reinforce_loss(value, log_prob, advantage, ids, mask, **shared)[0])(log_prob)
+    clipped = jax.grad(
+        lambda value: clipped_surrogate(
+            value, log_prob, advantage, ids, mask, unit="skill", clip_low=0.93, clip_high=1.15, **shared
+        )[0]
+    )(log_prob)
+    np.testing.assert_allclose(plain, clipped, rtol=1e-5, atol=1e-8)
+
+
+def test_preference_by_hand():
+    # Pair 0: the success gains 0.3 + 0.2 nats over the reference, the failure 0.1: margin 0.4. Pair 1: margin -0.6.
+    gains, _, sign, pairs, mask = packed(
+        [[0.1, 0.2], [0.2, 0.0], [0.05, 0.05], [-0.5, 0.0], [0.1, 0.0], [9.0, 9.0]],
+        [1, 1, -1, 1, -1, 1], [0, 0, 0, 1, 1, 0], [1, 1, 1, 1, 1, 0],
+    )  # fmt: skip
+    reference = jnp.full(gains.shape, -1.5)
+    loss, metrics = preference_loss(gains, reference, sign, pairs, mask, beta=0.5, num_pairs=6)
+    expected = (np.log1p(np.exp(-0.5 * 0.4)) + np.log1p(np.exp(0.5 * 0.6))) / 2
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    np.testing.assert_allclose(metrics["preference_margin"], (0.4 - 0.6) / 2, rtol=1e-4)
+    assert metrics["preference_accuracy"] == 0.5 and metrics["units"] == 2
+    at_reference, _ = preference_loss(reference, reference, sign, pairs, mask, beta=0.5, num_pairs=6)
+    np.testing.assert_allclose(at_reference, np.log(2), rtol=1e-6)
+    with pytest.raises(ValueError, match="beta must be positive"):
+        preference_loss(gains, reference, sign, pairs, mask, beta=0.0, num_pairs=6)
+
+
+def test_gae_by_hand():
+    # gamma 0.5, lambda 0.5. Episode 0: deltas 0.5*2 - 1 = 0, 0.5*3 - 2 = -0.5, 1 - 3 = -2.
+    # A_2 = -2, A_1 = -0.5 + 0.25 * -2 = -1, A_0 = 0 + 0.25 * -1 = -0.25. Episode 1, two decisions, no reward:
+    # deltas 0.5*2 - 4 = -3, -2; A_1 = -2, A_0 = -3.5.
+    rewards = jnp.array([[0.0, 0, 1], [0, 0, 0]])
+    values = jnp.array([[1.0, 2, 3], [4, 2, 0]])
+    np.testing.assert_allclose(
+        gae(rewards, values, discount=0.5, trace_decay=0.5), [[-0.25, -1, -2], [-3.5, -2, 0]], rtol=1e-6
+    )
+    # lambda 1: the discounted return minus the value; lambda 0: the one-step error.
+    np.testing.assert_allclose(
+        gae(rewards, values, discount=0.5, trace_decay=1.0)[0], [0.25 - 1, 0.5 - 2, 1 - 3], rtol=1e-6
+    )
+    np.testing.assert_allclose(gae(rewards, values, discount=0.5, trace_decay=0.0)[0], [0, -0.5, -2], rtol=1e-6)
+
+
+def test_explained_variance_by_hand():
+    returns = jnp.array([0.0, 1, 0, 1])
+    np.testing.assert_allclose(explained_variance(returns, returns), 1.0)
+    np.testing.assert_allclose(explained_variance(jnp.full(4, 0.3), returns), 0.0, atol=1e-6)
+    np.testing.assert_allclose(explained_variance(0.5 * returns, returns), 0.75, rtol=1e-6)

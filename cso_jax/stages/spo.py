@@ -7,15 +7,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from cso_jax import learner, objectives, telemetry
+from cso_jax import learner, policy, telemetry
 from cso_jax.checkpoints import Checkpoints
 from cso_jax.data.packing import minibatches
 from cso_jax.envs.protocol import TrainInit
 from cso_jax.evaluation import rollout
-from cso_jax.learner import LearnerState
+from cso_jax.learner import CRITIC, LearnerState
+from cso_jax.networks.critic import ValueHead
 from cso_jax.rollout.actor import make_act
 from cso_jax.rollout.episodes import EpisodeRecord, EpisodeRequest
 from cso_jax.rollout.groups import GroupBatch, collect_groups
+from cso_jax.stages import spo_batches
 from cso_jax.stages.run import Run, RunError, Stopped
 
 STAGE = "spo"
@@ -31,24 +33,9 @@ def run_stage(run: Run, start_from: str) -> None:
     if run.finished(STAGE):
         return
     settings = run.config.spo
-    optimiser, _ = learner.make_optimiser(
-        learning_rate=settings.learning_rate, weight_decay=settings.weight_decay, clip_norm=settings.clip_norm
-    )
-    parts = learner.PRIOR_PARTS if settings.freeze_encoder else learner.POLICY_PARTS
-    state = learner.start(run.variables(start_from), parts, optimiser)
-    update = learner.surrogate_update(
-        run.networks,
-        optimiser,
-        run.mesh,
-        unit=settings.unit,
-        clip_low=settings.clip_low,
-        clip_high=settings.clip_high,
-        average=settings.average,
-        length_normalise=settings.length_normalise,
-        temperature=run.config.sampling.temperature,
-        entropy_bonus=settings.entropy_bonus,
-        freeze_encoder=settings.freeze_encoder,
-    )
+    before = run.variables(start_from)
+    state, update = _learner(run, before)
+    reference = jax.device_put(before) if settings.objective == "preference" else None
     checkpoints = run.checkpoints(STAGE)
     state, first, memory, empty = _resume(checkpoints, state, run)
     run.metrics.rewind(STAGE, first)
@@ -56,18 +43,18 @@ def run_stage(run: Run, start_from: str) -> None:
     def save(done: int, final: bool) -> None:
         with run.clock.phase("checkpoint"):
             meta = {"stage": STAGE, "final": final, "frontier": memory, "empty": empty}
-            checkpoints.save(done, jax.device_get(state), meta)
+            checkpoints.save(done, jax.device_get(_without_critic(state) if final else state), meta)
 
     with telemetry.progress(settings.iterations, "SPO", unit="iteration", initial=first) as bar:
         for iteration in range(first, settings.iterations):
             started = time.monotonic()
             try:
-                groups = _collect(run, state, iteration, memory)
+                groups = collect(run, state.variables, iteration, memory)
             except Stopped:
                 save(iteration, final=False)
                 raise
             if groups.kept_count:
-                state, metrics = _improve(run, state, update, groups, iteration)
+                state, metrics = _improve(run, state, update, groups, iteration, reference)
                 empty = 0
             else:
                 metrics = {}
@@ -95,6 +82,41 @@ def run_stage(run: Run, start_from: str) -> None:
     checkpoints.close()
 
 
+def _learner(run: Run, variables: policy.Variables) -> tuple[LearnerState, learner.Update]:
+    """What is trained from the policy `variables` on, and how."""
+    settings = run.config.spo
+    optimiser, _ = learner.make_optimiser(
+        learning_rate=settings.learning_rate, weight_decay=settings.weight_decay, clip_norm=settings.clip_norm
+    )
+    parts = learner.PRIOR_PARTS if settings.freeze_encoder else learner.POLICY_PARTS
+    critic = None
+    if settings.critic:
+        critic = ValueHead()
+        optimiser = learner.with_critic(
+            optimiser, learning_rate=settings.critic_learning_rate, clip_norm=settings.clip_norm
+        )
+        parts = (*parts, CRITIC)
+        variables = variables | {CRITIC: spo_batches.start_value_head(run, variables)}
+    update = learner.surrogate_update(
+        run.networks,
+        optimiser,
+        run.mesh,
+        unit=settings.unit,
+        clip_low=settings.clip_low,
+        clip_high=settings.clip_high,
+        average=settings.average,
+        length_normalise=settings.length_normalise,
+        temperature=run.config.sampling.temperature,
+        entropy_bonus=settings.entropy_bonus,
+        freeze_encoder=settings.freeze_encoder,
+        objective=settings.objective,
+        preference_beta=settings.preference_beta,
+        critic=critic,
+        value_coefficient=settings.value_coefficient,
+    )
+    return learner.start(variables, parts, optimiser), update
+
+
 def _resume(checkpoints: Checkpoints, state: LearnerState, run: Run) -> tuple[LearnerState, int, dict[str, list], int]:
     """State, iterations done, record of mixed groups by task, and iterations in a row without any."""
     found = checkpoints.restore_latest(state)
@@ -106,13 +128,25 @@ def _resume(checkpoints: Checkpoints, state: LearnerState, run: Run) -> tuple[Le
     return learner.replicate(state, run.mesh), step, meta["frontier"], meta["empty"]
 
 
-def _collect(run: Run, state: LearnerState, iteration: int, memory: dict[str, list]) -> GroupBatch:
-    """Groups under the current policy; `memory`, the record of which tasks give mixed groups, is brought up to date."""
+def _without_critic(state: LearnerState) -> Any:
+    """What the stage leaves for good: the policy's parts as every stage has them, the critic beside them if any."""
+    if CRITIC not in state.trainable:
+        return state
+    trainable = {part: values for part, values in state.trainable.items() if part != CRITIC}
+    return {"step": state.step, "trainable": trainable, "fixed": state.fixed, CRITIC: state.trainable[CRITIC]}
+
+
+def collect(run: Run, variables: policy.Variables, iteration: int, memory: dict[str, list]) -> GroupBatch:
+    """The groups of an iteration (from 0) under the policy `variables`.
+
+    A function of its arguments: the same call gives the same episodes again. `memory`, the record of which tasks give
+    mixed groups, is brought up to date.
+    """
     settings = run.config.spo
     keep = ("skill", "log_prob", "support") + (("context",) if settings.freeze_encoder else ())
     act = make_act(
         run.networks,
-        state.variables,
+        {part: values for part, values in variables.items() if part != CRITIC},
         run.tasks,
         temperature=run.config.sampling.temperature,
         top_k=run.config.sampling.top_k,
@@ -135,15 +169,11 @@ def _collect(run: Run, state: LearnerState, iteration: int, memory: dict[str, li
         outcomes.extend((record.request.init.task, record.success) for record in records)
         return records
 
-    groups = collect_groups(
-        draw_init,
-        make_request,
-        run_wave,
-        groups=settings.groups,
-        group_size=settings.group_size,
-        wave_groups=settings.wave_groups,
-        max_groups=settings.max_groups,
-    )
+    sizes = {"groups": settings.groups, "group_size": settings.group_size, "wave_groups": settings.wave_groups}
+    if spo_batches.uses_every_group(settings):
+        groups = _collect_every(draw_init, make_request, run_wave, **sizes)
+    else:
+        groups = collect_groups(draw_init, make_request, run_wave, **sizes, max_groups=settings.max_groups)
     for task in memory:
         memory[task] = [0.8 * value for value in memory[task]]
     for first in range(0, len(outcomes), settings.group_size):
@@ -175,22 +205,41 @@ def _task_order(run: Run, iteration: int, memory: dict[str, list]) -> list[str]:
     return list(rng.choice(run.tasks, settings.max_groups, p=weights / weights.sum()))
 
 
+def _collect_every(draw_init, make_request, run_wave, *, groups: int, group_size: int, wave_groups: int) -> GroupBatch:
+    """The first `groups` groups, whatever came of them."""
+    kept: list[list[EpisodeRecord]] = []
+    for first in range(0, groups, wave_groups):
+        inits = [draw_init(number) for number in range(first, min(first + wave_groups, groups))]
+        records = run_wave([make_request(init, attempt) for init in inits for attempt in range(group_size)])
+        kept += [records[start : start + group_size] for start in range(0, len(records), group_size)]
+    wins = [sum(record.success for record in group) for group in kept]
+    return GroupBatch(
+        kept=kept,
+        drawn=groups,
+        all_success=wins.count(group_size),
+        all_failure=wins.count(0),
+        surplus=0,
+        success_rate=sum(wins) / (groups * group_size),
+        exhausted=False,
+    )
+
+
 def _improve(
-    run: Run, state: LearnerState, update: learner.Update, groups: GroupBatch, iteration: int
+    run: Run,
+    state: LearnerState,
+    update: learner.Update,
+    groups: GroupBatch,
+    iteration: int,
+    reference: policy.Variables | None,
 ) -> tuple[LearnerState, dict[str, float]]:
     """`config.spo.epochs` passes over the kept groups; returns the state and the means over the updates."""
     settings = run.config.spo
-    rewards = np.array([[record.success for record in group] for group in groups.kept], np.float32)
-    advantages = objectives.group_advantage(rewards, baseline=settings.baseline, normalise_std=settings.normalise_std)
-    records = [record for group in groups.kept for record in group]
-    columns = [_columns(run, record) for record in records]
     collected: list[dict[str, Any]] = []
     with run.clock.phase("update"):
+        state, material = spo_batches.prepare(run, state, groups, iteration, reference)
         for epoch in range(settings.epochs):
             seed = run.seed(STAGE, "order", iteration, epoch)
-            for batch in minibatches(
-                columns, np.asarray(advantages).ravel(), size=settings.minibatch_skills, seed=seed
-            ):
+            for batch in minibatches(material.items, material.advantages, size=settings.minibatch_skills, seed=seed):
                 state, metrics = update(state, learner.shard(batch, run.mesh), run.key(STAGE))
                 collected.append(metrics)
         rows = jax.device_get(collected)
@@ -208,18 +257,10 @@ def _improve(
             f"before its first update the policy's log-probabilities differ from those stored at rollout by up to "
             f"{drift:.2g}: the importance ratio does not start at 1"
         )
-    means |= {"log_prob_drift": drift, "updates": len(rows), "clip_fraction_last": float(rows[-1]["clip_fraction"])}
+    means |= material.metrics | {"log_prob_drift": drift, "updates": len(rows)}
+    if "clip_fraction" in rows[-1]:
+        means["clip_fraction_last"] = float(rows[-1]["clip_fraction"])
     return state, means
-
-
-def _columns(run: Run, record: EpisodeRecord) -> dict[str, np.ndarray]:
-    columns = dict(record.decisions)
-    if not run.config.spo.freeze_encoder:
-        assert record.observations is not None
-        columns |= {f"observation/{name}": values for name, values in record.observations.items()}
-        task = run.tasks.index(record.request.init.task)
-        columns["observation/task"] = np.full(len(record.actions), task, np.int32)
-    return columns
 
 
 def _summary(groups: GroupBatch) -> dict[str, float]:
@@ -231,7 +272,7 @@ def _summary(groups: GroupBatch) -> dict[str, float]:
 
     return {
         "train_success": groups.success_rate,
-        "informative_fraction": groups.informative_rate,
+        "informative_fraction": 1.0 - (groups.all_success + groups.all_failure) / groups.drawn,
         "groups_drawn": groups.drawn,
         "groups_kept": groups.kept_count,
         "episodes": len(kept),

@@ -6,7 +6,7 @@ import pytest
 
 from cso_jax.data import store
 from cso_jax.data.dataset import BatchOrder, ChunkWindows, Rows, StoredImages, prefetched
-from cso_jax.data.packing import minibatches
+from cso_jax.data.packing import balanced_bins, minibatches
 
 
 def episode(steps, seed=0, images=False):
@@ -98,9 +98,13 @@ def test_prefetched_is_in_order():
     assert list(prefetched(lambda step: step, 5, 5)) == []
 
 
+def packed_episodes(lengths):
+    return [{"skill": np.full((length, 2), index)} for index, length in enumerate(lengths)]
+
+
 def test_minibatches_hold_whole_episodes():
     lengths = [3, 5, 2, 4, 1]
-    episodes = [{"skill": np.full((length, 2), index)} for index, length in enumerate(lengths)]
+    episodes = packed_episodes(lengths)
     advantages = np.array([0.5, -0.5, 0.25, -0.25, 1.0])
     batches = minibatches(episodes, advantages, size=6, seed=0)
     seen = {}
@@ -118,3 +122,44 @@ def test_minibatches_hold_whole_episodes():
     assert seen == dict.fromkeys(range(5), 1)
     with pytest.raises(ValueError, match="an episode has 5 skills"):
         minibatches(episodes, advantages, size=4, seed=0)
+    assert minibatches([], np.zeros(0), size=4, seed=0) == []
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_minibatches_are_balanced(seed):
+    """Successes are short and failures run to the horizon; every minibatch must weigh them as the whole does."""
+    rng = np.random.default_rng(seed)
+    failures = int(rng.integers(40, 200))
+    lengths = np.concatenate([np.full(failures, 25), rng.integers(4, 20, 320 - failures)])
+    batches = minibatches(packed_episodes(lengths), np.zeros(320), size=256, seed=seed)
+    skills = [int(batch["mask"].sum()) for batch in batches]
+    assert sum(skills) == lengths.sum()
+    assert len(batches) <= -(-lengths.sum() // 256) + 1
+    assert max(skills) - min(skills) <= 12
+    long = [len(np.unique(batch["episode_id"][lengths[batch["skill"][:, 0]] == 25])) for batch in batches]
+    assert max(long) - min(long) <= 1
+    found = np.concatenate([np.unique(batch["skill"][batch["mask"] == 1]) for batch in batches])
+    assert sorted(found) == list(range(320))
+
+
+def test_minibatches_are_a_function_of_the_seed():
+    lengths = np.random.default_rng(1).integers(1, 9, 40)
+    episodes, advantages = packed_episodes(lengths), np.arange(40.0)
+
+    def order(seed):
+        return [batch["skill"].tolist() for batch in minibatches(episodes, advantages, size=16, seed=seed)]
+
+    assert order(3) == order(3)
+    assert order(3) != order(4)
+
+
+def test_a_bin_more_where_greedy_filling_leaves_something_over():
+    # 3 + 3 + 2 + 2 + 2 fill two bins of 6 exactly, but the longest first make 3+2, 3+2 and a rest.
+    bins = balanced_bins(np.array([3, 3, 2, 2, 2]), size=6, seed=0)
+    assert len(bins) == 3
+    assert sorted(np.concatenate(bins)) == [0, 1, 2, 3, 4]
+
+
+def test_an_advantage_per_skill():
+    batch = minibatches(packed_episodes([2]), [np.array([0.25, -1.0])], size=3, seed=0)[0]
+    np.testing.assert_array_equal(batch["advantage"], np.float32([0.25, -1.0, 0.0]))
