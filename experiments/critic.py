@@ -1,0 +1,23 @@
+"""A learned critic does not help: PPO with per-decision values against critic-free SPO, Table 10.
+
+The critic is an MLP on the frozen context of each decision, fitted to the first iteration's returns before its first
+use; generalised advantage estimates, normalised over the iteration; ratios and clip range are SPO's.
+"""
+
+import sys
+
+import runner
+import variants
+from variants import Variant
+
+VARIANTS = (
+    Variant("spo", "SPO (critic-free)", variants.SPO, paper={"Long": "96.0"}),
+    Variant("ppo", "PPO (learned critic)", variants.PPO, paper={"Long": "94.3"}),
+)
+EXPERIMENT = runner.Experiment(
+    "critic", __doc__ or "", lambda _: VARIANTS, "spo", paper_columns=("Long",),
+    note="PPO uses every group of an iteration, SPO those with both outcomes.",
+)  # fmt: skip
+
+if __name__ == "__main__":
+    sys.exit(runner.main(EXPERIMENT))

@@ -1,0 +1,129 @@
+"""Success of every method on every suite beside the paper: Table 1 and Figure 2, from runs that have finished.
+
+Runs nothing. Reads what components.py and baselines_rl.py left in OUT/<suite>/ for each suite; what is missing is
+shown as missing.
+"""
+
+import inspect
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import plots
+import results
+from options import DEFAULT_SUITE, SCALES, parse_seeds
+from tables import Table, success_text, summarise
+
+from cso_jax import config as configs
+from cso_jax import telemetry
+from cso_jax.files import read_jsonl, rewrite_jsonl
+from cso_jax.main import fail
+
+USAGE = (
+    "usage: python experiments/main_table.py [--suite=configs/a.py,configs/b.py] [--seeds=3 | --seeds=1,2,3] "
+    "[--scale=smoke|small|paper] [--out=DIR]    DIR holds one folder per suite (default runs/experiments)"
+)
+SUITES = {
+    "libero_object": "Object", "libero_spatial": "Spatial", "libero_goal": "Goal", "libero_long": "Long",
+    "libero_90": "LIBERO-90", "metaworld_ml45": "ML45",
+}  # fmt: skip
+METHODS = {
+    "imitation": "imitation (QueST)", "rsft": "R-SFT only", "reinforce": "REINFORCE", "grape": "GRAPE",
+    "ript": "RIPT", "spo-only": "SPO only", "spo": "CSO",
+}  # fmt: skip
+PAPER = {
+    ("imitation", "libero_object"): "90.0 ± 1.1", ("imitation", "libero_spatial"): "84.5 ± 0.2",
+    ("imitation", "libero_goal"): "76.7 ± 0.9", ("imitation", "libero_long"): "69.1 ± 1.0",
+    ("imitation", "libero_90"): "88.6", ("imitation", "metaworld_ml45"): "85.0",
+    ("grape", "libero_object"): "92.1 ± 0.6", ("grape", "libero_spatial"): "88.5 ± 0.8",
+    ("grape", "libero_goal"): "83.1 ± 1.3", ("grape", "libero_long"): "57.2 ± 1.4",
+    ("ript", "libero_object"): "98.4 ± 0.3", ("ript", "libero_spatial"): "95.6 ± 0.4",
+    ("ript", "libero_goal"): "92.7 ± 0.5", ("ript", "libero_long"): "87.5 ± 0.6",
+    ("rsft", "libero_long"): "85.3", ("rsft", "libero_90"): "93.1",
+    ("spo-only", "libero_long"): "91.7", ("spo-only", "libero_90"): "95.3",
+    ("spo", "libero_object"): "98.6 ± 0.2", ("spo", "libero_spatial"): "98.0 ± 0.6",
+    ("spo", "libero_goal"): "97.4 ± 0.2", ("spo", "libero_long"): "96.0 ± 0.5",
+    ("spo", "libero_90"): "97.7", ("spo", "metaworld_ml45"): "97.3",
+}  # fmt: skip
+_SOURCES = ("components", "baselines_rl")
+
+Rows = dict[tuple[str, str], list[results.Row]]
+
+
+def gather(out: Path, suites: Sequence[str], seeds: Sequence[int], scale: str) -> Rows:
+    """Rows by (method, suite) of the scripts' results files, each seed once."""
+    found: Rows = {}
+    suffix = "" if scale == "small" else f"_{scale}"
+    for suite in suites:
+        for source in _SOURCES:
+            for row in read_jsonl(out / f"{suite}{suffix}" / source / "results.jsonl"):
+                cell = found.setdefault((row["variant"], suite), [])
+                if row["seed"] in seeds and all(row["seed"] != other["seed"] for other in cell):
+                    cell.append(row)
+    return found
+
+
+def table_of(rows: Rows, suites: Sequence[str]) -> Table:
+    """Ours and the paper's column of every suite."""
+    columns = [""] + [text for suite in suites for text in (SUITES.get(suite, suite), "paper")]
+    lines = []
+    for method, label in METHODS.items():
+        cells: list[str | None] = [label]
+        for suite in suites:
+            cells += [success_text(summarise(rows.get((method, suite), []))), PAPER.get((method, suite))]
+        lines.append(cells)
+    note = "success %, mean ± standard deviation over seeds; -: not run, or not in the paper."
+    return Table("Success of every method by suite (Table 1, Figure 2)", columns, lines, note)
+
+
+def draw(path: Path, rows: Rows, suites: Sequence[str]) -> None:
+    """Bars of the methods that have results, by suite, with the standard error over seeds, as Figure 2."""
+    drawn, (axes,) = plots.figure(1, width=2.0 + 1.4 * len(suites))
+    width = 0.8 / len(METHODS)
+    for number, (method, label) in enumerate(METHODS.items()):
+        made = [(x, s) for x, suite in enumerate(suites) if (s := summarise(rows.get((method, suite), [])))]
+        axes.bar(
+            [x + (number - (len(METHODS) - 1) / 2) * width for x, _ in made],
+            [100 * s.mean for _, s in made], width, color=plots.COLOURS[number], label=label if made else None,
+            yerr=[100 * (s.std or 0) / len(s.seeds) ** 0.5 for _, s in made] if made else None,
+        )  # fmt: skip
+    axes.set_xticks(range(len(suites)), [SUITES.get(suite, suite) for suite in suites])
+    axes.set(ylabel="success %", ylim=(0, 100), xlim=(-0.5, len(suites) - 0.5))
+    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    plots.save(drawn, path)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if "--help" in arguments:
+        telemetry.show(f"{inspect.cleandoc(__doc__ or '')}\n\n{USAGE}")
+        return 0
+    try:
+        given, overrides = configs.split_arguments(arguments)
+        if overrides or given.keys() - {"suite", "seeds", "scale", "out"}:
+            raise configs.ConfigError(USAGE)
+        scale = given.get("scale", "small")
+        if scale not in SCALES:
+            raise configs.ConfigError(f"--scale must be one of {', '.join(SCALES)}; got {scale!r}")
+        seeds = parse_seeds(given.get("seeds", "3"))
+        out = Path(given.get("out", "runs/experiments"))
+        if not out.is_dir():
+            raise configs.ConfigError(f"--out must be a folder that holds one folder per suite; there is no {out}")
+    except configs.ConfigError as error:
+        return fail(error)
+    chosen = [Path(name).stem for name in given.get("suite", "").split(",") if name]
+    extra = Path(DEFAULT_SUITE).stem
+    suites = chosen or [*SUITES, *([extra] if (out / extra).is_dir() else [])]
+    rows = gather(out, suites, seeds, scale)
+    table = table_of(rows, suites)
+    folder = out / "main_table"
+    rewrite_jsonl(folder / "results.jsonl", [row for cell in rows.values() for row in cell])
+    table.write(folder)
+    draw(folder / "success.png", rows, suites)
+    telemetry.show(table.as_text())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
