@@ -1,7 +1,7 @@
 """What an expert does with the moving parts of fixtures: open and close drawers and doors, turn knobs."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -178,7 +178,8 @@ def close_part(arm: Arm, name: str) -> Motion:
     """Push the drawer or door `name` shut with closed fingers against its handle; True if it is shut then."""
     part = part_of(arm, name)
     handle = _handle(part)
-    found = _push_handle(arm, part, handle)
+    loose = arm.scene.objects
+    found = _push_handle(arm, part, handle, part.contents) or _push_handle(arm, part, handle, loose)
     if found is None:
         return False
     rotation, place = found
@@ -191,10 +192,13 @@ def close_part(arm: Arm, name: str) -> Motion:
     return bool(done)
 
 
-def _push_handle(arm: Arm, part: Part, handle: _Handle) -> tuple[np.ndarray, np.ndarray] | None:
-    """Rotation and place of a closed hand that can push the part all the way, turned least, near the handle."""
+def _push_handle(arm: Arm, part: Part, handle: _Handle, ignored: Sequence[str]) -> tuple[np.ndarray, np.ndarray] | None:
+    """Rotation and place of a closed hand that can push the part all the way, turned least, near the handle.
+
+    Objects `ignored` may be pushed aside.
+    """
     hand = hand_boxes(0.0)
-    now = arm.surroundings(*part.contents, geoms=part.geoms)
+    now = arm.surroundings(*ignored, geoms=part.geoms)
     later = arm.surroundings(*arm.scene.objects, geoms=part.geoms)  # what is loose there is carried or pushed along
     nominal = pointing_down(arm.neutral_yaw(handle.middle))
     side = np.cross(_UP, handle.outwards)
