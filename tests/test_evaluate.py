@@ -1,6 +1,7 @@
 """The evaluation command's arguments, and the expected errors as one line."""
 
 import errno
+from pathlib import Path
 
 import pytest
 
@@ -83,3 +84,16 @@ def test_no_opengl_names_the_packages(tmp_path, capsys, monkeypatch):
     assert main.supervised(defaults.metaworld(), tmp_path / "run", lambda stop: None) == 1
     message = capsys.readouterr().err
     assert "libegl1" in message and "libosmesa6" in message
+
+
+def test_missing_libero_assets_are_one_line(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("libero")
+    monkeypatch.delenv("LIBERO_ASSETS", raising=False)
+    from cso_jax.envs import libero_files
+
+    monkeypatch.setattr(libero_files.Path, "home", lambda: tmp_path)
+    configuration = Path(__file__).parents[1] / "configs" / "libero_object_state.py"
+    status = main.main([f"--config={configuration}", f"--workdir={tmp_path / 'run'}"])
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert status == 1 and len(errors) == 1
+    assert "LIBERO_ASSETS" in errors[0] and "config.env.libero.assets" in errors[0]

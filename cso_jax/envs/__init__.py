@@ -50,6 +50,11 @@ def sentence(settings: Mapping[str, Any], task: str) -> str:
     return _module(settings).sentence(task)
 
 
+def require_files(settings: Mapping[str, Any]) -> None:
+    """Raises FileNotFoundError if the benchmark needs files that no package brings and they are not there."""
+    _module(settings).require_files(settings)
+
+
 def spec(settings: Mapping[str, Any]) -> EnvSpec:
     """Observation and action shapes; builds no simulator."""
     return _module(settings).spec(settings)

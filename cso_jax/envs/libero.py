@@ -19,7 +19,7 @@ import numpy as np
 from cso_jax.envs.gl import RendererCache, configure_gl
 from cso_jax.envs.libero_control import ACTION_DIM
 from cso_jax.envs.libero_culling import culled
-from cso_jax.envs.libero_files import language, task_sets
+from cso_jax.envs.libero_files import assets_folder, language, task_sets
 from cso_jax.envs.libero_meshes import simplified
 from cso_jax.envs.libero_protocols import PROTOCOLS, Start, horizon
 from cso_jax.envs.libero_scenes import SceneShare
@@ -45,6 +45,7 @@ __all__ = [
     "make_environments",
     "process_scenes",
     "renderer",
+    "require_files",
     "sentence",
     "spec",
     "start_of_training",
@@ -137,6 +138,11 @@ class Settings:
 def sentence(task: str) -> str:
     """What the task asks for, as LIBERO's benchmark puts it."""
     return language(task)
+
+
+def require_files(settings: Mapping[str, Any]) -> None:
+    """Raises FileNotFoundError, saying where it looked, if LIBERO's meshes and textures are nowhere to be found."""
+    assets_folder(Settings.of(settings).libero.assets)
 
 
 def image_key(camera: str) -> str:

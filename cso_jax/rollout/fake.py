@@ -58,6 +58,10 @@ def task_names(settings: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(settings.get("tasks", DEFAULT_TASKS))
 
 
+def require_files(settings: Mapping[str, Any]) -> None:
+    """There are none."""
+
+
 def sentence(task: str) -> str:
     """What the task asks for."""
     return f"go {task}"

@@ -153,6 +153,7 @@ def open_run(config: ConfigDict, workdir: Path, stop: threading.Event | None = N
     settings = config.env.to_dict()
     try:
         tasks = envs.task_names(settings)
+        envs.require_files(settings)
         sentences = [envs.sentence(settings, task) for task in tasks]
     except (ValueError, ImportError, FileNotFoundError) as error:
         raise configs.ConfigError(str(error)) from None
