@@ -162,6 +162,7 @@ def libero() -> ConfigDict:
         env.libero.proprio = "joints"  # or "joints_ee": the position of the hand too, as QueST
         env.libero.train_states = "placements"  # or "demonstrations": their initial states, from env.libero.datasets
         env.libero.datasets = ""
+        env.libero.joint_noise = 0.0  # rad, of the arm in train placements; the benchmark's states have about 0.02
         env.libero.scenes = 12  # compiled scenes kept per worker
         config.demos.per_task = 50
         config.rollout.slots = 5

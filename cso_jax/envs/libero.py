@@ -77,6 +77,7 @@ class Options:
     proprio: str = "joints"
     train_states: str = "placements"
     datasets: str = ""
+    joint_noise: float = 0.0
     scenes: int = 12
 
 
@@ -189,7 +190,9 @@ def start_of_training(settings: Settings, scene: Scene, init: TrainInit) -> None
     """
     options = settings.libero
     protocol = dataclasses.replace(PROTOCOLS[options.protocol], stale_first_observation=False)
-    Start(protocol, options.train_states, options.datasets).begin(scene, require_train(init), lambda scene: {})
+    Start(protocol, options.train_states, options.datasets, options.joint_noise).begin(
+        scene, require_train(init), lambda scene: {}
+    )
 
 
 @functools.cache
@@ -245,7 +248,7 @@ class LiberoEnvironment:
         self._scenes = scenes
         self._observer = observer
         options = settings.libero
-        self._start = Start(PROTOCOLS[options.protocol], options.train_states, options.datasets)
+        self._start = Start(PROTOCOLS[options.protocol], options.train_states, options.datasets, options.joint_noise)
         self._task: str | None = None
         self._horizon = 0
         self._record = False

@@ -87,6 +87,10 @@ class Arm:
         self._data.qpos[self._finger_qpos] = self._finger_rest
         self.command = Command(self._at_rest.rotation, np.zeros(2), True)
 
+    def shake(self, offsets: np.ndarray) -> None:
+        """Add `offsets` `[7]` in rad to the arm's joints."""
+        self._data.qpos[self._qpos] += offsets
+
     def step(self, action: np.ndarray) -> None:
         """Execute `action` float64 `[7]`, clipped to [-1, 1], for one control step.
 

@@ -55,12 +55,14 @@ class Start:
     """Where episodes start: the protocol, and what a train initial state means.
 
     `train_states`: "placements" (drawn from the task's regions) or "demonstrations" (first recorded states of the files
-    in the folder `datasets`).
+    in the folder `datasets`). In placements each joint of the arm is Normal(0, `joint_noise`) rad off its rest pose:
+    LIBERO's own reset has none, the benchmark's states about 0.02.
     """
 
     protocol: Protocol
     train_states: str
     datasets: str
+    joint_noise: float = 0.0
 
     def begin(self, scene: Scene, init: InitState, observe: Callable[[Scene], Observation]) -> Observation | None:
         """Put `init` into the scene; the protocol's first observation if that is not one of the scene as it is now.
@@ -86,6 +88,8 @@ class Start:
             raise TypeError(f"an initial state is a TrainInit or an EvalInit, got {init!r}")
         elif self.train_states == "placements":
             scene.reset_placement(init.index)
+            if self.joint_noise:
+                scene.shake_arm(init.index, self.joint_noise)
         else:
             state, model = demonstration_start(self.datasets, init.task, init.index)
             scene.reset_state(state, init.index, fixture_poses(model))

@@ -104,6 +104,13 @@ class Scene:
                 self.model.body_pos[index], self.model.body_quat[index] = fixtures[fixture.root_body]
         self.set_flat_state(state)
 
+    def shake_arm(self, seed: int, std: float) -> None:
+        """Move each arm joint by Normal(0, `std`) rad, a function of the task and `seed` alone."""
+        name = hashlib.sha256(f"arm:{self.task}".encode()).digest()
+        generator = np.random.default_rng([int.from_bytes(name[:8], "little"), seed])
+        self.arm.shake(generator.normal(0.0, std, 7))
+        self._mujoco.mj_forward(self.model, self.data)
+
     def set_flat_state(self, state: np.ndarray) -> None:
         """Put a state in LIBERO's layout (see `flat_state`) into the simulation. Raises ValueError for another size."""
         data, wanted = self.data, 1 + self.model.nq + self.model.nv

@@ -36,7 +36,9 @@ def slots(monkeypatch, share):
     made = []
 
     def make(count: int = 1, **changes):
-        options = {key: changes.pop(key) for key in ("protocol", "train_states", "datasets") if key in changes}
+        options = {
+            key: changes.pop(key) for key in ("protocol", "train_states", "datasets", "joint_noise") if key in changes
+        }
         made.extend(libero.make_environments({**settings(**options), **changes}, count))
         return made[-count:]
 
@@ -121,6 +123,19 @@ def test_train_starts_are_placements_and_never_benchmark_states(slots, monkeypat
         (slot,) = slots(protocol=protocol)
         starts = [flat(slot.reset(TrainInit(MILK, index))) for index in (0, 1, 50)]
         assert len({start.tobytes() for start in starts}) == 3
+
+
+def test_joint_noise_moves_the_arm_of_train_starts_only(slots):
+    (still,), (noisy,) = slots(protocol="quest_compat"), slots(protocol="quest_compat", joint_noise=0.02)
+    joints = {}
+    for name, slot in (("still", still), ("noisy", noisy), ("again", noisy)):
+        slot.reset(TrainInit(MILK, 3))
+        joints[name] = scene_of(slot).joint_states().copy()
+    np.testing.assert_array_equal(joints["noisy"], joints["again"])
+    assert 0.002 < np.abs(joints["noisy"] - joints["still"]).max() < 0.1
+    for slot in (still, noisy):
+        slot.reset(EvalInit(MILK, 3))
+        np.testing.assert_array_equal(scene_of(slot).flat_state(), benchmark_states(MILK)[3])
 
 
 def test_eval_fixtures_follow_the_whole_index(slots):
