@@ -110,7 +110,7 @@ def _measure(config: Any, workdir: Path, stop: Any) -> None:
     run = open_run(config, workdir, stop)
     try:
         before, iteration, memory = _before_last_update(run, workdir)
-        groups = spo.collect(run, before, iteration, memory)
+        groups, _ = spo.collect(run, before, iteration, memory)
         records = [record for group in groups.kept for record in group]
         if not records:
             raise RunError(f"{workdir}: the last SPO iteration had no informative group, so no update to measure")

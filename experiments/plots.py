@@ -50,7 +50,7 @@ def success(path: Path, variants: Sequence[Any], rows: Mapping[str, Sequence[res
 
 
 def curves(path: Path, variants: Sequence[Any], rows: Mapping[str, Sequence[results.Row]]) -> None:
-    """Mean reward of the training rollouts and clip fraction over the iterations, mean and std over seeds shaded."""
+    """Reward of the training rollouts (every task alike) and clip fraction by iteration, std over seeds shaded."""
     shown = [
         variant for variant in variants if variant.stage == "spo" and variant.rounds == 1 and rows.get(variant.name)
     ]
@@ -58,7 +58,7 @@ def curves(path: Path, variants: Sequence[Any], rows: Mapping[str, Sequence[resu
         return
     drawn, axes = figure(2)
     for number, variant in enumerate(shown):
-        for one, name, scale in ((axes[0], "train_success", 1.0), (axes[1], "clip_fraction", 100.0)):
+        for one, name, scale in ((axes[0], "train_success_task_mean", 1.0), (axes[1], "clip_fraction", 100.0)):
             steps, mean, std = over_seeds(rows[variant.name], name)
             if not len(steps):
                 continue
@@ -66,7 +66,7 @@ def curves(path: Path, variants: Sequence[Any], rows: Mapping[str, Sequence[resu
             marker = {"marker": "o", "markersize": 3} if len(steps) < 15 else {}
             one.plot(steps, scale * mean, color=colour, label=variant.label, **marker)
             one.fill_between(steps, scale * (mean - std), scale * (mean + std), color=colour, alpha=0.18, linewidth=0)
-    axes[0].set(xlabel="iteration", ylabel="mean reward of training rollouts")
+    axes[0].set(xlabel="iteration", ylabel="reward of training rollouts, mean over tasks")
     axes[1].set(xlabel="iteration", ylabel="units outside the clip range [%]")
     axes[1].set_ylim(bottom=0)
     axes[0].legend(fontsize=8, frameon=False)

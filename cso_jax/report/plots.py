@@ -201,7 +201,8 @@ def learning_plots(run: Run) -> list[tuple[str, str]]:
             run, "rsft_collect", [("filled_fraction", "", ORANGE)], "wave", "fraction filled", limits=(0, 1.02),
             log=False)),
         ("SPO: success of training rollouts", curves(
-            run, "spo", [("train_success", "", BLUE)], "iteration", "success rate", limits=(-0.02, 1.02), log=False,
+            run, "spo", [("train_success", "all episodes", GREY), ("train_success_task_mean", "mean over tasks", BLUE)],
+            "iteration", "success rate", limits=(-0.02, 1.02), log=False,
             smooth=True)),
         ("SPO: entropy of the policy", curves(
             run, "spo", [("entropy", "", BLUE)], "iteration", "entropy [nats per token]", log=False, smooth=True)),

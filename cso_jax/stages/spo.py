@@ -49,7 +49,7 @@ def run_stage(run: Run, start_from: str) -> None:
         for iteration in range(first, settings.iterations):
             started = time.monotonic()
             try:
-                groups = collect(run, state.variables, iteration, memory)
+                groups, outcomes = collect(run, state.variables, iteration, memory)
             except Stopped:
                 save(iteration, final=False)
                 raise
@@ -64,7 +64,7 @@ def run_stage(run: Run, start_from: str) -> None:
                     f"({groups.all_success} all successes, {groups.all_failure} all failures); no update"
                 )
             final = iteration + 1 == settings.iterations or empty == _EMPTY_ITERATIONS
-            row = _summary(groups) | metrics | {"seconds": time.monotonic() - started}
+            row = _summary(groups, outcomes) | metrics | {"seconds": time.monotonic() - started}
             run.metrics.write(STAGE, iteration + 1, **row)  # before the checkpoint: a resumed run drops surplus rows
             if final or (iteration + 1) % settings.checkpoint_every == 0 or run.stop.is_set():
                 save(iteration + 1, final)
@@ -136,8 +136,10 @@ def _without_critic(state: LearnerState) -> Any:
     return {"step": state.step, "trainable": trainable, "fixed": state.fixed, CRITIC: state.trainable[CRITIC]}
 
 
-def collect(run: Run, variables: policy.Variables, iteration: int, memory: dict[str, list]) -> GroupBatch:
-    """The groups of an iteration (from 0) under the policy `variables`.
+def collect(
+    run: Run, variables: policy.Variables, iteration: int, memory: dict[str, list]
+) -> tuple[GroupBatch, list[tuple[str, bool]]]:
+    """The groups of an iteration (from 0) under the policy `variables`; task and success of every episode that ran.
 
     A function of its arguments: the same call gives the same episodes again. `memory`, the record of which tasks give
     mixed groups, is brought up to date.
@@ -186,7 +188,7 @@ def collect(run: Run, variables: policy.Variables, iteration: int, memory: dict[
             f"SPO iteration {iteration + 1}: {groups.kept_count} of {settings.groups} informative groups within the "
             f"budget of {settings.max_groups}"
         )
-    return groups
+    return groups, outcomes
 
 
 def _task_order(run: Run, iteration: int, memory: dict[str, list]) -> list[str]:
@@ -263,7 +265,20 @@ def _improve(
     return state, means
 
 
-def _summary(groups: GroupBatch) -> dict[str, float]:
+def task_mean(outcomes: Sequence[tuple[str, bool]]) -> float:
+    """The mean over the tasks of each one's share of successes."""
+    by_task: dict[str, list[bool]] = {}
+    for task, success in outcomes:
+        by_task.setdefault(task, []).append(success)
+    return float(np.mean([np.mean(wins) for wins in by_task.values()]))
+
+
+def _summary(groups: GroupBatch, outcomes: Sequence[tuple[str, bool]]) -> dict[str, float]:
+    """What was collected.
+
+    `train_success` counts every episode alike, `train_success_task_mean` every task that was drawn: frontier sampling
+    draws the tasks that are not mastered more often, which lowers the former.
+    """
     kept = [record for group in groups.kept for record in group]
 
     def mean_steps(success: bool) -> float:
@@ -272,6 +287,7 @@ def _summary(groups: GroupBatch) -> dict[str, float]:
 
     return {
         "train_success": groups.success_rate,
+        "train_success_task_mean": task_mean(outcomes),
         "informative_fraction": 1.0 - (groups.all_success + groups.all_failure) / groups.drawn,
         "groups_drawn": groups.drawn,
         "groups_kept": groups.kept_count,

@@ -96,7 +96,8 @@ def pretend(one, _options, _commit, _stop):
             ])  # fmt: skip
     if one.base is not None:
         append_jsonl(one.workdir / "metrics.jsonl", [
-            {"stage": "spo", "step": n, "clip_fraction": 0.1 * n, "updates": 2, "train_success": 0.5} for n in (1, 2)
+            {"stage": "spo", "step": n, "clip_fraction": 0.1 * n, "updates": 2, "train_success_task_mean": 0.5}
+            for n in (1, 2)
         ])  # fmt: skip
         (one.workdir / "timing.json").write_text(json.dumps({"imitation": {"update": 60.0}, "spo": {"update": 30.0}}))
     (one.workdir / "results.json").write_text(json.dumps(cells))

@@ -85,6 +85,7 @@ def metric_rows(draw):
     for i in range(60):
         yield {
             "stage": "spo", "step": i, "train_success": 0.5 + i / 150 + draw.uniform(-0.08, 0.08),
+            "train_success_task_mean": 0.55 + i / 150 + draw.uniform(-0.05, 0.05),
             "informative_fraction": 0.7 - i / 200 + draw.uniform(-0.05, 0.05), "groups_drawn": 20, "groups_kept": 16,
             "loss": -0.01, "clip_fraction": 0.12 + draw.uniform(-0.03, 0.03), "cut_fraction": 0.07,
             "approx_kl": 0.004 + draw.uniform(0, 0.002), "mean_abs_log_ratio": 0.05, "ratio_p05": 0.9 - i / 2000,

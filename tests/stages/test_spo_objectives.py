@@ -15,6 +15,7 @@ import pytest
 from cso_jax import config as configs
 from cso_jax.checkpoints import Checkpoints
 from cso_jax.files import read_jsonl
+from cso_jax.stages.spo import task_mean
 from cso_jax.stages.spo_batches import pair_indices
 
 ROOT = Path(__file__).parents[2]
@@ -24,6 +25,11 @@ OBJECTIVES = {
     "preference": ("spo.objective=preference",),
     "reinforce": ("spo.objective=reinforce", "spo.baseline=none"),
 }
+
+
+def test_every_task_counts_alike_in_the_training_reward():
+    outcomes = [("hard", False), ("hard", False), ("hard", True), ("easy", True), ("hard", False)]
+    assert task_mean(outcomes) == (1 / 4 + 1) / 2
 
 
 def test_pairs_use_every_attempt_once():
