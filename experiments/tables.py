@@ -148,10 +148,19 @@ def difference_text(comparison: PairedComparison | None) -> str | None:
     return f"{100 * comparison.difference:+.1f} [{100 * comparison.low:+.1f}, {100 * comparison.high:+.1f}]"
 
 
+def by_seed_text(rows: Sequence[results.Row], reference: Sequence[results.Row]) -> str | None:
+    """The difference of each seed that both have, e.g. "+8.4 -1.2 +3.6"; None where they share none."""
+    base = {row["seed"]: row["success"] for row in reference}
+    shared = sorted((row["seed"], row["success"]) for row in rows if row["seed"] in base)
+    return " ".join(f"{100 * (success - base[seed]):+.1f}" for seed, success in shared) or None
+
+
 NOTE = (
     "success %: mean ± standard deviation (ddof 1) over seeds. 95 %: Wilson interval of all episodes pooled. "
     "n: episodes (seeds).\n"
-    "difference: points against {reference}, paired on the same initial states, with its 95 % interval.\n"
+    "difference: points against {reference}, paired on the same initial states, with its 95 % interval over "
+    "these runs' episodes.\n"
+    "by seed: the difference of each seed, which shows what the interval does not: how much training varies.\n"
     "clip %: share of the units (tokens, skills or trajectories, whatever one ratio is taken over) with a ratio "
     "outside the clip range, mean over iterations.\n"
     "time: minutes to make the policy, shared stages included, evaluations not. Columns of the paper: other suites "
@@ -183,11 +192,13 @@ def compare(
                 interval_text(summary),
                 count_text(summary),
                 difference_text(versus),
+                None if variant.name == reference else by_seed_text(found, base),
                 percent_text(summary.clip_fraction) if summary else None,
                 minutes_text(summary.seconds) if summary else None,
                 *(variant.paper.get(column) for column in paper_columns),
             ]
         )
-    columns = ["", "success %", "95 %", "n", "difference", "clip %", "time", *(f"paper: {c}" for c in paper_columns)]
+    columns = ["", "success %", "95 %", "n", "difference", "by seed", "clip %", "time"]
+    columns += [f"paper: {column}" for column in paper_columns]
     text = NOTE.format(reference=label)
     return Table(title, columns, lines, f"{text}\n{note}" if note else text)
