@@ -106,9 +106,11 @@ def _failure(one: Plan, status: int) -> str:
     return f"{name} ended with status {status}: {said.removeprefix('error: ')} (log: {log_of(one)})"
 
 
-def execute(plans: Sequence[Plan], options: Options, run: Launch) -> list[str]:
+def execute(plans: Sequence[Plan], options: Options, run: Launch, description: str) -> list[str]:
     """Run what is not done, `options.jobs` at a time; returns one line per run that failed."""
     waiting = [one for one in plans if not one.done]
+    if not waiting:
+        return []
     commit = results.commit()
     failures: list[str] = []
     stop = threading.Event()
@@ -118,9 +120,10 @@ def execute(plans: Sequence[Plan], options: Options, run: Launch) -> list[str]:
         return one, run(one, options, commit, stop), time.monotonic() - started
 
     executor = concurrent.futures.ThreadPoolExecutor(options.jobs)
+    bar = telemetry.progress(len(plans), description, unit="run", initial=len(plans) - len(waiting))
     try:
         futures = [executor.submit(work, one) for one in waiting]
-        for number, future in enumerate(concurrent.futures.as_completed(futures), 1):
+        for future in concurrent.futures.as_completed(futures):
             one, status, seconds = future.result()
             name = f"{one.workdir.parent.name} seed {one.seed}"
             if status in (EXIT_INTERRUPTED, EXIT_STOPPED):
@@ -130,12 +133,14 @@ def execute(plans: Sequence[Plan], options: Options, run: Launch) -> list[str]:
                 telemetry.warn(failures[-1])
             else:
                 text = telemetry.duration_text(seconds)
-                telemetry.log(f"[{number}/{len(waiting)}] {name}: finished after {text}")
+                telemetry.log(f"{name}: finished after {text}")
+            bar.update()
     except BaseException:
         stop.set()
         raise
     finally:
         executor.shutdown(wait=True, cancel_futures=True)
+        bar.close()
     return failures
 
 
@@ -205,9 +210,9 @@ def main(experiment: Experiment, arguments: Sequence[str] | None = None, *, run:
         f"{sum(one.done for one in [*bases, *runs])} finished before; {options.jobs} at a time, in {options.out}"
     )
     try:
-        failures = execute(bases, options, run)
+        failures = execute(bases, options, run, "base runs")
         ready = {one.workdir for one in bases if one.done}
-        failures += execute([one for one in runs if one.base in ready], options, run)
+        failures += execute([one for one in runs if one.base in ready], options, run, "variants")
     except KeyboardInterrupt:
         telemetry.log("interrupted; what was saved is kept, run the same command to go on")
         return EXIT_INTERRUPTED

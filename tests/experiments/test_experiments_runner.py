@@ -138,7 +138,7 @@ def test_a_run_that_fails_leaves_a_missing_cell(tmp_path, capsys):
     captured = capsys.readouterr()
     assert "ended with status 1: the loss became nan" in captured.err
     token = next(line for line in captured.out.splitlines() if line.startswith("token"))
-    assert token.split()[1:] == ["-"] * 7
+    assert set(token.split()[1:]) == {"-"}
 
 
 def test_parse_defaults():
