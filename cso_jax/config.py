@@ -62,7 +62,10 @@ def load(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> ConfigD
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
         raise ConfigError(f"no config file {path}{hint}")
-    namespace = runpy.run_path(str(path))
+    try:
+        namespace = runpy.run_path(str(path))
+    except (SyntaxError, ImportError) as error:
+        raise ConfigError(f"{path} is not a config: {' '.join(str(error).split())}") from None
     if "get_config" not in namespace:
         raise ConfigError(f"{path} defines no get_config() -> ConfigDict")
     try:

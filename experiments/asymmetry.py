@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from cso_jax import config as configs
+from cso_jax import telemetry
 
 UNITS = ("token", "skill", "trajectory", "trajectory, normalised")
 
@@ -104,7 +105,7 @@ def measure_run(workdir: Path) -> int:
 
 def _measure(config: Any, workdir: Path, stop: Any) -> None:
     from cso_jax.stages import spo
-    from cso_jax.stages.run import RunError, open_run
+    from cso_jax.stages.run import open_run
     from cso_jax.stages.spo_batches import episode_columns, score_episodes
 
     run = open_run(config, workdir, stop)
@@ -113,7 +114,10 @@ def _measure(config: Any, workdir: Path, stop: Any) -> None:
         groups, _ = spo.collect(run, before, iteration, memory)
         records = [record for group in groups.kept for record in group]
         if not records:
-            raise RunError(f"{workdir}: the last SPO iteration had no informative group, so no update to measure")
+            telemetry.warn(f"{workdir}: the last SPO iteration had no informative group, so no update to measure")
+            nothing = np.zeros(0, int)
+            _save(workdir / "log_ratios.npz", LogRatios(np.zeros((0, 1), np.float32), nothing, nothing > 0, nothing))
+            return
         episodes = [episode_columns(run, record) for record in records]
         scored = score_episodes(run, run.variables("spo"), episodes)
         ratios = [after - episode["log_prob"] for after, episode in zip(scored, episodes, strict=True)]
@@ -134,18 +138,25 @@ def _measure(config: Any, workdir: Path, stop: Any) -> None:
 def _before_last_update(run: Any, workdir: Path) -> tuple[dict, int, dict]:
     """Policy, number of iterations done and task record of the checkpoint before the last one.
 
-    Runs of a single iteration keep no such checkpoint: their update starts from the stage before.
+    Runs of a single iteration keep no such checkpoint: their update starts from the stage before. Raises RunError
+    where the checkpoint before the last one is of an earlier iteration.
     """
     from cso_jax.checkpoints import Checkpoints
+    from cso_jax.stages.run import RunError
 
     folder = workdir / "checkpoints" / "spo"
     steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+    if steps != [1] and (len(steps) < 2 or steps[-1] - steps[-2] != 1):
+        raise RunError(
+            f"{folder} holds the iterations {steps}; to measure an update, the policies right before and after it are "
+            "needed: run the suite with config.spo.checkpoint_every = 1"
+        )
     if len(steps) < 2:
         start = "rsft" if run.config.rsft.enabled else "imitation"
         return run.variables(start), 0, {task: [1.0, 2.0] for task in run.tasks}
-    with tempfile.TemporaryDirectory(dir=workdir) as scratch:
+    with tempfile.TemporaryDirectory() as scratch:
         # Checkpoints hands out the newest: a folder with the older one alone.
-        shutil.copytree(folder / str(steps[-2]), Path(scratch) / str(steps[-2]), copy_function=os.link)
+        shutil.copytree(folder / str(steps[-2]), Path(scratch) / str(steps[-2]))
         found = Checkpoints(scratch).restore_latest(None)
     assert found is not None
     _, tree, meta = found

@@ -1,8 +1,9 @@
 """Other ways to improve the same imitation policy by its own rollouts: the RL rows of Table 1.
 
 RIPT (leave-one-out advantages, token ratios), GRAPE (trajectory-wise preferences) and REINFORCE as a floor, all from
-the imitation policy with as many SPO iterations, groups and episodes per group as SPO; beside them SPO from the same
-start and the whole cascade.
+the imitation policy with the same SPO iterations, groups and episodes per group; beside them SPO from the same start
+and the whole cascade. The methods that need both outcomes in a group draw up to `config.spo.max_groups`, and GRAPE
+makes one pair per success and failure: rollouts and updates are in the table.
 """
 
 import sys

@@ -16,7 +16,7 @@ VARIANTS = (
 )
 EXPERIMENT = runner.Experiment(
     "critic", __doc__ or "", lambda _: VARIANTS, "spo", paper_columns=("Long",),
-    note="PPO uses every group of an iteration, SPO those with both outcomes.",
+    note="PPO learns from every group of an iteration, SPO from those with both outcomes: see updates.",
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ def measured(outcome: runner.Outcome) -> dict[str, LogRatios]:
     for variant in outcome.variants:
         files = [Path(row["workdir"]) / "log_ratios.npz" for row in outcome.rows.get(variant.name, ())]
         parts = [asymmetry.load(file) for file in files if file.exists()]
+        parts = [part for part in parts if len(part.success)]  # a run whose last iteration made no update has none
         if parts:
             found[variant.name] = asymmetry.together(parts)
     return found

@@ -89,7 +89,8 @@ def draw(path: Path, rows: Rows, suites: Sequence[str]) -> None:
         )  # fmt: skip
     axes.set_xticks(range(len(suites)), [SUITES.get(suite, suite) for suite in suites])
     axes.set(ylabel="success %", ylim=(0, 100), xlim=(-0.5, len(suites) - 0.5))
-    axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     plots.save(drawn, path)
 
 
@@ -114,7 +115,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fail(error)
     chosen = [Path(name).stem for name in given.get("suite", "").split(",") if name]
     extra = Path(DEFAULT_SUITE).stem
-    suites = chosen or [*SUITES, *([extra] if (out / extra).is_dir() else [])]
+    suffix = "" if scale == "small" else f"_{scale}"
+    for suite in chosen:
+        if suite not in SUITES and not (out / f"{suite}{suffix}").is_dir():
+            return fail(configs.ConfigError(f"nothing of {suite} at scale {scale}: {out} has no {suite}{suffix}"))
+    suites = chosen or [*SUITES, *([extra] if (out / f"{extra}{suffix}").is_dir() else [])]
     rows = gather(out, suites, seeds, scale)
     table = table_of(rows, suites)
     folder = out / "main_table"

@@ -18,6 +18,7 @@ import workdirs
 from cso_jax import config as configs
 from cso_jax import main as cascade
 from cso_jax import telemetry
+from cso_jax.files import atomic_write_text
 
 
 def run_job(job: dict[str, Any]) -> int:
@@ -32,7 +33,7 @@ def run_job(job: dict[str, Any]) -> int:
         else:
             workdir.mkdir(parents=True, exist_ok=True)
             if not (workdir / "experiment.json").exists():
-                (workdir / "experiment.json").write_text(json.dumps(job["notes"]))
+                atomic_write_text(workdir / "experiment.json", json.dumps(job["notes"], indent=1))
         status = _cascade(job, workdir, overrides)
         if status == 0 and job["log_ratios"] and not (workdir / "log_ratios.npz").exists():
             import asymmetry

@@ -17,6 +17,7 @@ _ROOT = Path(__file__).resolve().parents[1]
 # and training steps stay the suite's: they belong to its base policy.
 PAPER_SIZES = {
     "rsft.successes_per_task": 200,
+    "rsft.max_rollouts_per_task": 2000,  # enough for 200 successes at 10 %
     "spo.iterations": 30,
     "spo.groups": 150,
     "spo.group_size": 8,
@@ -68,7 +69,7 @@ def parse(name: str, arguments: Sequence[str]) -> Options:
     if scale not in SCALES:
         raise configs.ConfigError(f"--scale must be one of {', '.join(SCALES)}; got {scale!r}")
     jobs = given.get("jobs", str(max(1, usable_cpus() // 2)))
-    if not jobs.isdigit() or int(jobs) < 1:
+    if not jobs.isdecimal() or int(jobs) < 1:
         raise configs.ConfigError(f"--jobs is the number of runs side by side, at least 1; got {jobs!r}")
     suffix = "" if scale == "small" else f"_{scale}"
     out = Path(given.get("out") or f"runs/experiments/{suite.stem}{suffix}")
@@ -80,10 +81,10 @@ def parse(name: str, arguments: Sequence[str]) -> Options:
 def parse_seeds(text: str) -> tuple[int, ...]:
     """ "3" is the seeds 1, 2, 3; "4,7" are themselves. Raises ConfigError."""
     parts = [part for part in text.split(",") if part]
-    if not parts or not all(part.isdigit() for part in parts):
+    if not parts or not all(part.isdecimal() for part in parts):
         raise configs.ConfigError(f"--seeds is how many (3) or which (1,2,3); got {text!r}")
     numbers = [int(part) for part in parts]
-    seeds = tuple(numbers) if "," in text else tuple(range(1, numbers[0] + 1))
+    seeds = tuple(numbers) if "," in text else tuple(range(1, min(numbers[0], MAX_SEED) + 1))
     if not seeds or len(set(seeds)) < len(seeds) or max(seeds) >= MAX_SEED:
         raise configs.ConfigError(f"--seeds must be distinct, at least one and all below {MAX_SEED}; got {text!r}")
     return seeds

@@ -65,7 +65,7 @@ class Plan:
                 "rounds": self.variant.rounds,
                 "round_overrides": [list(changes) for changes in self.round_overrides],
                 "log_ratios": self.log_ratios,
-                "notes": {"variant": self.variant.name, "seed": self.seed, "commit": commit},
+                "notes": {"variant": self.variant.name, "seed": self.seed, "commit": commit, "jobs": options.jobs},
             }
         )
 
@@ -117,7 +117,7 @@ def _variant_plan(options: Options, variant: Variant, common: Mapping[str, str],
     stages: tuple[str, ...] = (variant.stage,)
     if variant.rounds > 1:
         rounds = round_overrides(config, variant.rounds, base.seed)
-        workdir = workdirs.folder(parent / "rounds", f"{variant.name}-x{variant.rounds}", config) / f"seed_{base.seed}"
+        workdir = workdirs.folder(parent / f"rounds_{variant.rounds}", variant.name, config) / f"seed_{base.seed}"
     elif configs.fingerprint(config) == configs.fingerprint(base.config):
         workdir, stages = base.workdir, base.stages
     else:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cso_jax import config as configs
 from cso_jax.files import read_jsonl
 from cso_jax.telemetry import PhaseClock
 
@@ -21,8 +22,10 @@ def row_of(
     `others` are workdirs that the run went through before this one (rounds); `upstream` those whose imitation policy
     it started from without an account of that in its own.
 
-    `success` is over the evaluation episodes; `clip_fraction` the mean over the SPO iterations that made an update,
-    each the mean over its updates; `seconds` the wall-clock time of everything that the policy took, shared stages
+    `success` is over the evaluation episodes; `clip_fraction`, `cut_fraction` (outside the range on the side where the
+    surrogate has no gradient) and `grad_norm` (before clipping) the means over the SPO iterations that made an update,
+    each the mean over its updates; `rollouts` all episodes that SPO ran, `learned` those of the groups that it used,
+    `updates` its gradient steps; `seconds` the wall-clock time of everything that the policy took, shared stages
     included, `spo_seconds` of the SPO stage alone.
     """
     episodes = [row for row in read_jsonl(workdir / "episodes.jsonl") if row["stage"] == stage]
@@ -43,6 +46,10 @@ def row_of(
         "episodes": len(episodes),
         "success": successes / len(episodes),
         "clip_fraction": mean_of(metrics, "clip_fraction"),
+        "cut_fraction": mean_of(metrics, "cut_fraction"),
+        "grad_norm": mean_of(metrics, "grad_norm"),
+        "rollouts": sum(int(m.get("groups_drawn") or 0) for m in metrics) * _group_size(workdir),
+        "learned": sum(int(m.get("episodes") or 0) for m in metrics),
         "explained_variance": mean_of(metrics, "explained_variance"),
         "updates": sum(int(m.get("updates") or 0) for m in metrics),
         "iterations": len(metrics),
@@ -50,9 +57,14 @@ def row_of(
         "spo_seconds": sum(sum(account.get("spo", {}).values()) for account in timing),
         "fingerprint": _read_json(workdir / "results.json").get("config_hash"),
         "commit": notes.get("commit"),
+        "jobs": notes.get("jobs"),
         "versions": episodes[-1].get("versions"),
     }
     return row | _collection(workdir)
+
+
+def _group_size(workdir: Path) -> int:
+    return configs.from_json((workdir / "config.json").read_text()).spo.group_size
 
 
 _STAGES_UP_TO = {

@@ -14,6 +14,7 @@ import inspect
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -95,6 +96,16 @@ def launch(one: Plan, options: Options, commit: str | None, stop: threading.Even
         return child.returncode
 
 
+def _make_folder(path: Path) -> None:
+    """Raises ConfigError where the folder cannot be made or written to."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise configs.ConfigError(f"--out must be a folder to write to; {path}: {error.strerror}") from None
+
+
 def log_of(one: Plan) -> Path:
     return one.workdir.with_name(one.workdir.name + ".log")
 
@@ -130,6 +141,9 @@ def execute(plans: Sequence[Plan], options: Options, run: Launch, description: s
                 raise KeyboardInterrupt
             if status:
                 failures.append(_failure(one, status))
+                telemetry.warn(failures[-1])
+            elif not one.done:
+                failures.append(f"{name} ended without an error but is not complete (log: {log_of(one)})")
                 telemetry.warn(failures[-1])
             else:
                 text = telemetry.duration_text(seconds)
@@ -177,6 +191,9 @@ def write(outcome: Outcome) -> tables.Table | None:
         for row in rows
     ]
     rewrite_jsonl(folder / "results.jsonl", stored)
+    commits = {row["commit"] for row in stored}
+    if len(commits) > 1:
+        telemetry.log(f"these runs were made at {len(commits)} commits: {', '.join(sorted(map(str, commits)))}")
     table = None
     if experiment.standard:
         title = f"Claim: {experiment.title} Suite {outcome.options.suite.stem}, scale {outcome.options.scale}."
@@ -200,6 +217,8 @@ def main(experiment: Experiment, arguments: Sequence[str] | None = None, *, run:
         return 0
     try:
         options = parse(experiment.name, arguments)
+        configs.load(options.suite)  # before the folder is made
+        _make_folder(options.out)
         bases, cells, chosen = make_plans(experiment.variants, options, log_ratios=experiment.log_ratios)
     except configs.ConfigError as error:
         return fail(error)

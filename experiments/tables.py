@@ -88,6 +88,9 @@ class Summary:
     low: float
     high: float
     clip_fraction: float | None
+    cut_fraction: float | None
+    rollouts: float | None
+    updates: float | None
     seconds: float | None
 
 
@@ -107,6 +110,9 @@ def summarise(rows: Sequence[results.Row]) -> Summary | None:
         low=low,
         high=high,
         clip_fraction=results.mean_of(rows, "clip_fraction"),
+        cut_fraction=results.mean_of(rows, "cut_fraction"),
+        rollouts=results.mean_of(rows, "rollouts"),
+        updates=results.mean_of(rows, "updates"),
         seconds=results.mean_of(rows, "seconds"),
     )
 
@@ -128,6 +134,10 @@ def count_text(summary: Summary | None) -> str | None:
 
 def percent_text(fraction: float | None) -> str | None:
     return None if fraction is None else f"{100 * fraction:.1f}"
+
+
+def whole_text(count: float | None) -> str | None:
+    return f"{count:.0f}" if count else None
 
 
 def minutes_text(seconds: float | None) -> str | None:
@@ -162,9 +172,12 @@ NOTE = (
     "these runs' episodes.\n"
     "by seed: the difference of each seed, which shows what the interval does not: how much training varies.\n"
     "clip %: share of the units (tokens, skills or trajectories, whatever one ratio is taken over) with a ratio "
-    "outside the clip range, mean over iterations.\n"
-    "time: minutes to make the policy, shared stages included, evaluations not. Columns of the paper: other suites "
-    "and another scale."
+    "outside the clip range, mean over\n"
+    "iterations; in an iteration's first of n steps no ratio has moved, so it is at most (n - 1)/n. cut %: those of "
+    "them without a gradient.\n"
+    "rollouts, updates: SPO's episodes and gradient steps per run. time: wall-clock minutes to make the policy, shared "
+    "stages included,\n"
+    "evaluations not, beside whatever else ran. Columns of the paper: other suites and another scale."
 )
 
 
@@ -194,11 +207,15 @@ def compare(
                 difference_text(versus),
                 None if variant.name == reference else by_seed_text(found, base),
                 percent_text(summary.clip_fraction) if summary else None,
+                percent_text(summary.cut_fraction) if summary else None,
+                whole_text(summary.rollouts) if summary else None,
+                whole_text(summary.updates) if summary else None,
                 minutes_text(summary.seconds) if summary else None,
                 *(variant.paper.get(column) for column in paper_columns),
             ]
         )
-    columns = ["", "success %", "95 %", "n", "difference", "by seed", "clip %", "time"]
+    columns = ["", "success %", "95 %", "n", "difference", "by seed"]
+    columns += ["clip %", "cut %", "rollouts", "updates", "time"]
     columns += [f"paper: {column}" for column in paper_columns]
     text = NOTE.format(reference=label)
     return Table(title, columns, lines, f"{text}\n{note}" if note else text)

@@ -152,10 +152,16 @@ def complete(workdir: Path, config: ConfigDict, stages: Sequence[str]) -> bool:
 
 
 def folder(parent: Path, name: str, config: ConfigDict) -> Path:
-    """Where runs of this config lie, whatever the seed: the name is for people, the fingerprint finds it again."""
+    """Where runs of this config lie, whatever the seed: the name is for people, the fingerprint finds it again.
+
+    The folder is made, so that two experiments that are planned at the same time find the same one.
+    """
     any_seed = configs.from_json(configs.to_json(config)).copy_and_resolve_references()
     any_seed.unlock()
     any_seed.seed = 0
     mark = configs.fingerprint(any_seed)
-    found = sorted(path for path in parent.glob(f"*-{mark}") if path.is_dir())
-    return found[0] if found else parent / f"{name}-{mark}"
+    with exclusive(parent / "names"):
+        found = sorted(path for path in parent.glob(f"*-{mark}") if path.is_dir())
+        place = found[0] if found else parent / f"{name}-{mark}"
+        place.mkdir(exist_ok=True)
+    return place

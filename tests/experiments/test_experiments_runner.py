@@ -41,11 +41,15 @@ MEASURED = dataclasses.replace(EXPERIMENT, log_ratios=True)
         (["--seeds=many"], "--seeds is how many (3) or which (1,2,3)"),
         (["--seeds=25"], "all below 20"),
         (["--scale=tiny"], "--scale must be one of smoke, small, paper"),
+        (["--seeds=1000000000"], "all below 20"),
+        (["--seeds=²"], "--seeds is how many (3) or which (1,2,3)"),
         (["--jobs=0"], "--jobs is the number of runs side by side"),
+        (["--jobs=²"], "--jobs is the number of runs side by side"),
         (["--sede=1"], "unknown option --sede"),
         (["granularity"], "unexpected argument 'granularity'"),
         (["--config.spo.groups=3"], "is not for experiments"),
         (["--out=" + __file__], "--out must be a folder"),
+        (["--out=" + __file__ + "/below"], "--out must be a folder to write to"),
     ],
 )
 def test_refusals_are_one_line(capsys, tmp_path, monkeypatch, arguments, message):
@@ -54,6 +58,16 @@ def test_refusals_are_one_line(capsys, tmp_path, monkeypatch, arguments, message
     said = capsys.readouterr().err
     assert message in said and len(said.splitlines()) == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["def get_config(:", "import no_such_package"])
+def test_a_suite_that_is_no_config(capsys, tmp_path, text):
+    suite = tmp_path / "broken.py"
+    suite.write_text(text + "\n")
+    assert runner.main(EXPERIMENT, [f"--suite={suite}", f"--out={tmp_path / 'out'}"]) == 1
+    said = capsys.readouterr().err
+    assert "broken.py is not a config" in said and len(said.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
 
 
 def test_seeds():

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 SUITES = {"fake": ROOT / "tests/configs/fake.py", "quickstart": ROOT / "configs/quickstart.py"}
 SCRIPTS = (
     "granularity", "length_asymmetry", "components", "sample_efficiency", "iterative", "collection_cost",
-    "skill_length", "clipping", "critic", "baselines_rl",
+    "skill_length", "clipping", "critic", "baselines_rl", "learning_rates",
 )  # fmt: skip
 
 
@@ -57,10 +57,27 @@ def test_granularities_are_the_papers():
         assert shared.items() <= changes.items()
 
 
+def test_methods_differ_from_spo_in_these_keys_alone():
+    ratio = {"spo.unit", "spo.clip_low", "spo.clip_high"}
+    expected = {
+        "GRPO": ratio,
+        "GSPO": ratio,
+        "GSPO_NORMALISED": ratio | {"spo.length_normalise"},
+        "PPO": {"spo.critic"},
+        "RIPT": ratio | {"rsft.enabled", "spo.average", "spo.baseline"},
+        "GRAPE": {"rsft.enabled", "spo.objective"},
+        "REINFORCE": {"rsft.enabled", "spo.objective", "spo.baseline"},
+        "SPO_ONLY": {"rsft.enabled"},
+        "NOT_FROZEN": {"spo.freeze_encoder"},
+    }
+    for name, keys in expected.items():
+        changes = getattr(variants, name)
+        assert changes.keys() == variants.SPO.keys(), name
+        assert {key for key, value in changes.items() if value != variants.SPO[key]} == keys, name
+
+
 def test_one_config_is_one_run_whatever_its_name(tmp_path):
     _, first, _ = plans("granularity", tmp_path)
-    for one in first:
-        one.workdir.mkdir(parents=True)
     _, second, _ = plans("clipping", tmp_path)
     by_name = {one.variant.name: one.workdir for one in [*second, *first]}
     assert by_name["skill-0.93-1.15"] == by_name["spo"]
@@ -85,4 +102,5 @@ def test_paper_scale_raises_what_is_smaller(tmp_path):
     for one in cells:
         assert (one.config.spo.iterations, one.config.spo.groups, one.config.spo.group_size) == (30, 150, 8)
         assert one.config.evaluation.episodes_per_task == 50
+        assert one.config.rsft.max_rollouts_per_task >= 5 * one.config.rsft.successes_per_task == 1000
         assert one.config.spo.learning_rate == 1e-4  # the suite's
