@@ -104,10 +104,12 @@ def rollout(run: Run, requests, act, *, keep_observations: bool = False, on_epis
 
 def _row(run: Run, stage: str, record: EpisodeRecord) -> dict:
     init = record.request.init
+    states = envs.evaluation_states(run.settings)
     return {
         "stage": stage,
         "task": init.task,
         "init": init.name,
+        **({} if states is None else {"state": init.index % states}),
         "seed": run.config.seed,
         "success": bool(record.success),
         "steps": record.steps,

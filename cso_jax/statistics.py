@@ -56,12 +56,15 @@ def paired_comparison(
 ) -> PairedComparison:
     """Compares two policies on the episodes that both have: same task, same initial state, same seed.
 
-    Rows hold "task", "init", "seed" and "success"; a repeated episode counts once, the last row wins, and episodes
-    that only one side has are left out. The interval is the normal approximation for the mean paired difference b - a
-    with the initial state as the unit, because seeds that share one are not independent. Where every pair has the
-    same difference it has no width; the Agresti-Min interval (half a pair added to each outcome) takes its place. `p`
-    is the exact McNemar test over the `gained` and `lost` pairs. Without pairs the result is n = 0 and (-1, 1).
+    Rows hold "task", "init", "seed" and "success", and "state" where initial states of several names are the same; a
+    repeated episode counts once, the last row wins, and episodes that only one side has are left out. The interval is
+    the normal approximation for the mean paired difference b - a with the initial state as the unit, because seeds
+    that share one are not independent. Where every pair has the same difference it has no width; the Agresti-Min
+    interval (half a pair added to each outcome) takes its place. `p` is the exact McNemar test over the `gained` and
+    `lost` pairs. Without pairs the result is n = 0 and (-1, 1).
     """
+    rows_a, rows_b = list(rows_a), list(rows_b)
+    states = {(str(row["task"]), str(row["init"])): str(row.get("state", row["init"])) for row in [*rows_a, *rows_b]}
     episodes_a, episodes_b = _by_episode(rows_a), _by_episode(rows_b)
     shared = sorted(episodes_a.keys() & episodes_b.keys())
     n = len(shared)
@@ -71,10 +74,11 @@ def paired_comparison(
     mean = sum(differences) / n
     residuals: dict[tuple[str, str], float] = {}
     for (task, init, _), difference in zip(shared, differences, strict=True):
-        residuals[task, init] = residuals.get((task, init), 0.0) + difference - mean
-    states = len(residuals)
+        cluster = (task, states[task, init])
+        residuals[cluster] = residuals.get(cluster, 0.0) + difference - mean
+    clusters = len(residuals)
     spread = math.sqrt(sum(value**2 for value in residuals.values()))
-    error = spread / n * math.sqrt(states / (states - 1)) if states > 1 else 0.0
+    error = spread / n * math.sqrt(clusters / (clusters - 1)) if clusters > 1 else 0.0
     if error > 0:
         low, high = mean - z_interval * error, mean + z_interval * error
     else:
@@ -82,7 +86,7 @@ def paired_comparison(
     gained, lost = differences.count(1), differences.count(-1)
     return PairedComparison(
         n=n,
-        initial_states=states,
+        initial_states=clusters,
         success_a=sum(episodes_a[key] for key in shared) / n,
         success_b=sum(episodes_b[key] for key in shared) / n,
         difference=mean,

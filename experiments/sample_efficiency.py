@@ -23,14 +23,10 @@ def successes(config: ConfigDict) -> list[Variant]:
     ]  # fmt: skip
 
 
-def experiment() -> runner.Experiment:
-    return runner.Experiment(
-        "sample_efficiency", __doc__ or "", lambda config: [variants.imitation(), *successes(config)],
-        "imitation", paper_columns=("Long, 50/100/200",),
-    )  # fmt: skip
-
-
-EXPERIMENT = experiment()
+EXPERIMENT = runner.Experiment(
+    "sample_efficiency", __doc__ or "", lambda config: [variants.imitation(), *successes(config)], "imitation",
+    paper_columns=("Long, 50/100/200",),
+)  # fmt: skip
 
 if __name__ == "__main__":
     sys.exit(runner.main(EXPERIMENT))

@@ -80,6 +80,13 @@ def test_seeds_that_share_an_initial_state_add_no_certainty():
     twice = paired_comparison(copies_a, copies_b)
     assert (twice.n, twice.initial_states) == (16, 8)
     assert (twice.low, twice.high) == pytest.approx((once.low, once.high))
+    # The same where each seed has a name of its own for a state (LIBERO's benchmark has 50 states for all seeds).
+    for side in (copies_a, copies_b):
+        for row in side:
+            row |= {"state": row["init"], "init": f"{row['init']} of seed {row['seed']}"}
+    named = paired_comparison(copies_a, copies_b)
+    assert (named.n, named.initial_states) == (16, 8)
+    assert (named.low, named.high) == pytest.approx((once.low, once.high))
 
 
 def test_large_effects_are_demonstrable():

@@ -55,6 +55,11 @@ def require_files(settings: Mapping[str, Any]) -> None:
     _module(settings).require_files(settings)
 
 
+def evaluation_states(settings: Mapping[str, Any]) -> int | None:
+    """How many evaluation states a task has, after which they repeat with the index; None where they never do."""
+    return _module(settings).EVALUATION_STATES
+
+
 def spec(settings: Mapping[str, Any]) -> EnvSpec:
     """Observation and action shapes; builds no simulator."""
     return _module(settings).spec(settings)

@@ -19,7 +19,7 @@ import numpy as np
 from cso_jax.envs.gl import RendererCache, configure_gl
 from cso_jax.envs.libero_control import ACTION_DIM
 from cso_jax.envs.libero_culling import culled
-from cso_jax.envs.libero_files import assets_folder, language, task_sets
+from cso_jax.envs.libero_files import STATES_PER_TASK, assets_folder, language, task_sets
 from cso_jax.envs.libero_meshes import simplified
 from cso_jax.envs.libero_protocols import PROTOCOLS, Start, horizon
 from cso_jax.envs.libero_scenes import SceneShare
@@ -139,6 +139,9 @@ class Settings:
 def sentence(task: str) -> str:
     """What the task asks for, as LIBERO's benchmark puts it."""
     return language(task)
+
+
+EVALUATION_STATES: int | None = STATES_PER_TASK  # every seed has the same; only fixtures differ
 
 
 def require_files(settings: Mapping[str, Any]) -> None:

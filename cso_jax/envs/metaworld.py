@@ -88,6 +88,9 @@ class Settings:
         return made
 
 
+EVALUATION_STATES: int | None = None
+
+
 def require_files(settings: Mapping[str, Any]) -> None:
     """MetaWorld's package brings everything."""
 

@@ -58,6 +58,9 @@ def task_names(settings: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(settings.get("tasks", DEFAULT_TASKS))
 
 
+EVALUATION_STATES: int | None = None
+
+
 def require_files(settings: Mapping[str, Any]) -> None:
     """There are none."""
 

@@ -95,7 +95,11 @@ class Run:
         return TrainInit(task, self.config.seed * _SEED_STRIDE + _RANGES[stage] + number)
 
     def eval_init(self, task: str, number: int) -> EvalInit:
-        """The `number`-th held-out initial state of a task. Seeds have states of their own, so that they pool."""
+        """The `number`-th held-out initial state of a task.
+
+        Seeds have states of their own, so that they pool, where the benchmark has more than it repeats
+        (`envs.evaluation_states`).
+        """
         return EvalInit(task, self.config.seed * _SEED_STRIDE + number)
 
     def checkpoints(self, stage: str) -> Checkpoints:
