@@ -95,6 +95,20 @@ def spread(ratios: LogRatios, unit: str, chosen: np.ndarray, clip_range: tuple[f
     )
 
 
+def prefix_variance(ratios: LogRatios, chosen: np.ndarray, *, least: int = 20) -> tuple[np.ndarray, np.ndarray]:
+    """Variance of the log-ratio of an episode's first t decisions, over those of `chosen` (bool `[N]`) with so many.
+
+    Returns t and the variance, for every t that at least `least` episodes reach. Independent skills make it grow as t,
+    skills that all move alike as t squared; the length of an episode has no part in it, other than that of the prefix.
+    """
+    sums = [np.cumsum(part) for part in np.split(ratios.tokens.sum(axis=1), np.cumsum(ratios.decisions)[:-1])]
+    sums = [total for total, wanted in zip(sums, chosen, strict=True) if wanted]
+    lengths = np.sort([len(total) for total in sums])[::-1]
+    longest = int(lengths[least - 1]) if len(lengths) >= least else 0
+    variances = [np.var([total[t] for total in sums if len(total) > t]) for t in range(longest)]
+    return np.arange(1, longest + 1), np.array(variances)
+
+
 def measure_run(workdir: Path) -> int:
     """Measure the last update of a finished run; returns an exit status as `cso_jax.main` does."""
     from cso_jax.main import supervised

@@ -2,7 +2,8 @@
 
 Each granularity's own last update, and SPO's last update seen at every granularity: the standard deviation of the
 log-ratio and the share of units outside that granularity's clip range, for successes and failures, against the
-length of the episode. The update measured is a whole pass (see asymmetry.py), so its clip fractions lie above the
+length of the episode; and the variance over the first decisions of episodes, which no difference between long and
+short episodes bears on. The update measured is a whole pass (see asymmetry.py), so its clip fractions lie above the
 training's own, which average over the pass.
 """
 
@@ -104,22 +105,29 @@ def bins_of(ratios: LogRatios, unit: str, clip_range: tuple[float, float], succe
 
 
 def draw(path: Path, found: dict[str, LogRatios], source: str | None) -> None:
-    """Variance and clip fraction by length; of each variant's own update, or of that of `source` for all."""
-    drawn, axes = plots.figure(2)
+    """Variance and clip fraction by length, variance of prefixes: of each variant's own update, or of `source`'s."""
+    drawn, axes = plots.figure(3)
     for number, (variant, unit) in enumerate(METHODS):
         ratios = found.get(source or variant.name)
         if ratios is None:
             continue
         for success, style in ((True, {}), (False, {"linestyle": "--", "markerfacecolor": "none"})):
             rows = bins_of(ratios, unit, _range(variant), success)
-            for one, column in zip(axes, (1, 2), strict=True):
+            for one, column in zip(axes[:2], (1, 2), strict=True):
                 one.plot(
                     rows[:, 0], rows[:, column], color=plots.COLOURS[number], marker=plots.MARKERS[number],
                     markersize=5, **style, label=variant.label if success and column == 1 else None,
                 )  # fmt: skip
+            decisions, variance = asymmetry.prefix_variance(ratios, ratios.success == success)
+            if source is None or number == 0:  # the same for every granularity
+                axes[2].plot(decisions, variance, color=plots.COLOURS[number], linestyle=style.get("linestyle", "-"))
     axes[0].set_title("filled: successes, open: failures", fontsize=9)
     axes[0].set(xlabel="decisions of the episode", ylabel="variance of the log-ratio", yscale="log")
     axes[1].set(xlabel="decisions of the episode", ylabel="units outside the clip range [%]")
+    axes[2].set_title("solid: successes, dashed: failures", fontsize=9)
+    axes[2].set(
+        xlabel="first decisions of an episode", ylabel="variance of their log-ratio", xscale="log", yscale="log"
+    )
     drawn.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     plots.save(drawn, path)
 

@@ -105,5 +105,10 @@ def test_log_ratios_by_unit():
     np.testing.assert_allclose(spread.clip_fraction, 2 / 3)
     np.testing.assert_allclose(spread.std, np.std([0.2, -0.3, 0.02]))
     assert asymmetry.spread(ratios, "skill", ~everything, (0.93, 1.15)) is None
+    # First decisions: 0.2 and 0.02; only one episode has two.
+    decisions, variance = asymmetry.prefix_variance(ratios, everything, least=1)
+    np.testing.assert_array_equal(decisions, [1, 2])
+    np.testing.assert_allclose(variance, [0.09**2, 0.0], atol=1e-12)
+    assert len(asymmetry.prefix_variance(ratios, everything, least=3)[0]) == 0
     twice = asymmetry.together([ratios, ratios])
     assert len(twice.success) == 4 and twice.episode.tolist() == [0, 0, 1, 2, 2, 3]
