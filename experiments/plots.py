@@ -66,7 +66,7 @@ def curves(path: Path, variants: Sequence[Any], rows: Mapping[str, Sequence[resu
             marker = {"marker": "o", "markersize": 3} if len(steps) < 15 else {}
             one.plot(steps, scale * mean, color=colour, label=variant.label, **marker)
             one.fill_between(steps, scale * (mean - std), scale * (mean + std), color=colour, alpha=0.18, linewidth=0)
-    axes[0].set(xlabel="iteration", ylabel="reward of training rollouts, mean over tasks")
+    axes[0].set(xlabel="iteration", ylabel="training reward, mean over tasks")
     axes[1].set(xlabel="iteration", ylabel="units outside the clip range [%]")
     axes[1].set_ylim(bottom=0)
     axes[0].legend(fontsize=8, frameon=False)
