@@ -32,14 +32,20 @@ def save(drawn: Figure, path: Path) -> None:
     drawn.savefig(path, dpi=110, metadata={"Software": None})
 
 
+def colours_of(variants: Sequence[Any]) -> dict[str, str]:
+    """The colour of each variant by name: the same in every figure of an experiment, whichever it shows."""
+    return {variant.name: COLOURS[number % len(COLOURS)] for number, variant in enumerate(variants)}
+
+
 def success(path: Path, variants: Sequence[Any], rows: Mapping[str, Sequence[results.Row]]) -> None:
     """Success of every variant with its interval, seeds as small points."""
     shown = [(variant, summary) for variant in variants if (summary := tables.summarise(rows.get(variant.name, ())))]
     if not shown:
         return
     drawn, (axes,) = figure(1, width=6.0, height=1.0 + 0.35 * len(shown))
+    colours = colours_of(variants)
     for y, (variant, summary) in enumerate(reversed(shown)):
-        colour = COLOURS[(len(shown) - 1 - y) % len(COLOURS)]
+        colour = colours[variant.name]
         axes.plot([100 * summary.low, 100 * summary.high], [y, y], color=colour, linewidth=2)
         axes.plot(100 * summary.successes / summary.episodes, y, "D", color=colour)
         rates = [100 * row["success"] for row in rows[variant.name]]
@@ -56,20 +62,21 @@ def curves(path: Path, variants: Sequence[Any], rows: Mapping[str, Sequence[resu
     ]
     if not shown:
         return
-    drawn, axes = figure(2)
-    for number, variant in enumerate(shown):
+    drawn, axes = figure(2, height=3.1 + 0.2 * ((len(shown) + 1) // 2))
+    colours, shade = colours_of(variants), 0.18 if len(shown) < 6 else 0.07
+    for variant in shown:
         for one, name, scale in ((axes[0], "train_success_task_mean", 1.0), (axes[1], "clip_fraction", 100.0)):
             steps, mean, std = over_seeds(rows[variant.name], name)
             if not len(steps):
                 continue
-            colour = COLOURS[number % len(COLOURS)]
+            colour = colours[variant.name]
             marker = {"marker": "o", "markersize": 3} if len(steps) < 15 else {}
-            one.plot(steps, scale * mean, color=colour, label=variant.label, **marker)
-            one.fill_between(steps, scale * (mean - std), scale * (mean + std), color=colour, alpha=0.18, linewidth=0)
+            one.plot(steps, scale * mean, color=colour, label=variant.label if one is axes[0] else None, **marker)
+            one.fill_between(steps, scale * (mean - std), scale * (mean + std), color=colour, alpha=shade, linewidth=0)
     axes[0].set(xlabel="iteration", ylabel="training reward, mean over tasks")
     axes[1].set(xlabel="iteration", ylabel="units outside the clip range [%]")
     axes[1].set_ylim(bottom=0)
-    axes[0].legend(fontsize=8, frameon=False)
+    drawn.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     save(drawn, path)
 
 
