@@ -1,14 +1,21 @@
 """SPO tolerates a wide choice of clip ranges, trajectory ratios do not: Table 9.
 
 Three ranges at each granularity. The trajectory rows are Eq. 5's unnormalised product, as in Table 3; the last row is
-GSPO as its own paper defines it, which the paper does not list.
+GSPO as its own paper defines it, which the paper does not list. A second table puts the three ranges of a granularity
+together: how far their success rates lie apart, and, with three times the runs, how the granularities compare.
 """
 
 import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import results
 import runner
+import tables
 import variants
 from variants import Variant
+
+from cso_jax.statistics import paired_comparison
 
 # (method, granularity, low, high, success %, clip %)
 _GRID = (
@@ -30,8 +37,74 @@ VARIANTS = (
     ),
     Variant("gspo-normalised", "trajectory, length-normalised [0.9997, 1.0004]", variants.GSPO_NORMALISED),
 )  # fmt: skip
+_UNITS = tuple(dict.fromkeys(unit for unit, *_ in _GRID))
+_REFERENCE = "skill"
+_NOTE = (
+    "difference: points against skill, each range paired with the skill range in the same place above, on the same "
+    "initial states,\nwith its 95 % interval over these runs' episodes, which does not know how training varies; "
+    "by seed: the same for each seed."
+)
+
+
+def _ranges(unit: str) -> list[Variant]:
+    return [one for one, (its_unit, *_) in zip(VARIANTS, _GRID, strict=False) if its_unit == unit]
+
+
+def by_granularity(rows: Mapping[str, Sequence[results.Row]], title: str) -> tables.Table:
+    """Per granularity: mean over its ranges, the ranges that reach least and most, and the difference to skill."""
+    cells: list[list[str | None]] = []
+    for unit in _UNITS:
+        found = {one.label: rows[one.name] for one in _ranges(unit) if rows.get(one.name)}
+        rates = [sum(row["success"] for row in of_range) / len(of_range) for of_range in found.values()]
+        everything = [row for of_range in found.values() for row in of_range]
+        pairs = list(zip(_ranges(unit), _ranges(_REFERENCE), strict=True))
+        versus = unit != _REFERENCE
+        cells.append(
+            [
+                f"{unit}, {len(found)} of {len(pairs)} ranges",
+                tables.percent_text(sum(rates) / len(rates)) if rates else None,
+                tables.percent_text(min(rates)) if rates else None,
+                tables.percent_text(max(rates)) if rates else None,
+                f"{sum(row['episodes'] for row in everything)} ({len(everything)} runs)" if everything else None,
+                tables.difference_text(_difference(rows, pairs)) if versus else None,
+                _by_seed(rows, pairs) if versus else None,
+            ]
+        )
+    columns = ("", "success %", "lowest range", "highest range", "n", "difference", "by seed")
+    return tables.Table(title, columns, cells, _NOTE)
+
+
+def _difference(rows: Mapping[str, Sequence[results.Row]], pairs: Sequence[tuple[Variant, Variant]]) -> Any:
+    sides: tuple[list[Any], list[Any]] = ([], [])
+    for rank, pair in enumerate(pairs):
+        for side, one in zip(sides, reversed(pair), strict=True):
+            for row in rows.get(one.name, ()):
+                # A seed of each rank is a pair of its own; the initial state stays the unit of the interval.
+                side.extend(episode | {"seed": f"{row['seed']}/{rank}"} for episode in results.episodes_of(row))
+    comparison = paired_comparison(*sides)
+    return comparison if comparison.n else None
+
+
+def _by_seed(rows: Mapping[str, Sequence[results.Row]], pairs: Sequence[tuple[Variant, Variant]]) -> str | None:
+    differences: dict[int, list[float]] = {}
+    for one, other in pairs:
+        reference = {row["seed"]: row["success"] for row in rows.get(other.name, ())}
+        for row in rows.get(one.name, ()):
+            if row["seed"] in reference:
+                differences.setdefault(row["seed"], []).append(row["success"] - reference[row["seed"]])
+    return " ".join(f"{100 * sum(found) / len(found):+.1f}" for _, found in sorted(differences.items())) or None
+
+
+def finish(outcome: runner.Outcome) -> None:
+    title = f"The clip ranges of each granularity together. Suite {outcome.options.suite.stem}."
+    table = by_granularity(outcome.rows, title)
+    table.write(outcome.folder, "granularities")
+    runner.telemetry.show(table.as_text())
+
+
 EXPERIMENT = runner.Experiment(
-    "clipping", __doc__ or "", lambda _: VARIANTS, "skill-0.93-1.15", paper_columns=("Long", "clip %")
+    "clipping", __doc__ or "", lambda _: VARIANTS, "skill-0.93-1.15", paper_columns=("Long", "clip %"),
+    finish=finish,
 )  # fmt: skip
 
 if __name__ == "__main__":

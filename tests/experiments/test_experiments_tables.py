@@ -3,6 +3,7 @@
 import importlib
 
 import asymmetry
+import clipping
 import numpy as np
 import pytest
 import tables
@@ -55,6 +56,35 @@ def test_table_with_missing_cells(rows, tmp_path):
     assert "one \\& only & 70.0 $\\pm$ 14.1" in latex and "50 \\% of it" in latex
     with pytest.raises(ValueError, match="expected 2 cells, found 1"):
         tables.Table("", ("a", "b"), [["x"]]).as_text()
+
+
+def test_clip_ranges_together(tmp_path):
+    def rows(name, *wins):
+        made = []
+        for seed, count in enumerate(wins, start=1):
+            workdir = tmp_path / name / str(seed)
+            append_jsonl(workdir / "episodes.jsonl", [
+                {"stage": "spo", "task": "t", "init": f"eval:t:{seed}{i}", "seed": seed, "success": i < count}
+                for i in range(10)
+            ])  # fmt: skip
+            made.append({"workdir": str(workdir), "stage": "spo", "seed": seed, "episodes": 10, "success": count / 10})
+        return made
+
+    found = {
+        "skill-0.97-1.05": rows("a", 5, 7),
+        "skill-0.93-1.15": rows("b", 6, 6),
+        "token-0.9-1.1": rows("c", 6, 7),
+        "token-0.8-1.2": rows("d", 9),
+        "token-0.8-1.28": rows("e", 1, 1),
+    }
+    table = clipping.by_granularity(found, "A title")
+    token, trajectory, skill = table.cells()
+    # Ranges: 0.65, 0.9, 0.1, their mean 0.55. Against skill in pairs: seed 1 (+1 + 3)/20, seed 2 (0)/10, together 4/30;
+    # the third range has no skill runs beside it.
+    assert token[:5] == ["token, 3 of 3 ranges", "55.0", "10.0", "90.0", "50 (5 runs)"]
+    assert token[5].startswith("+13.3 [") and token[6] == "+20.0 +0.0"
+    assert trajectory == ["trajectory, 0 of 3 ranges"] + ["-"] * 6
+    assert skill == ["skill, 2 of 3 ranges", "60.0", "60.0", "60.0", "40 (4 runs)", "-", "-"]
 
 
 def test_an_empty_experiment_is_a_table_of_missing_cells():
