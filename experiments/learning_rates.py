@@ -1,13 +1,15 @@
 """Whether the order of the granularities is a matter of the learning rate: not in the paper.
 
 A suite's learning rate was found with one granularity (quickstart: skills), and how far ratios move in an iteration
-decides how many leave the clip range. The four rows of granularity.py at the suite's rate and at a quarter of it.
+decides how many leave the clip range. The four rows of granularity.py at the suite's rate and at a quarter of it, all
+against skills at the suite's rate; then those of the lower rate among themselves.
 """
 
 import sys
 
 import granularity
 import runner
+import tables
 from ml_collections import ConfigDict
 from variants import Variant
 
@@ -26,7 +28,15 @@ def rates(config: ConfigDict) -> list[Variant]:
     return made
 
 
-EXPERIMENT = runner.Experiment("learning_rates", __doc__ or "", rates, "spo")
+def finish(outcome: runner.Outcome) -> None:
+    lower = [variant for variant in outcome.variants if "spo.learning_rate" in variant.changes]
+    title = f"The lower learning rate. Suite {outcome.options.suite.stem}, scale {outcome.options.scale}."
+    table = tables.compare(title, lower, outcome.rows, reference=lower[0].name, paper_columns=())
+    table.write(outcome.folder, "lower")
+    runner.telemetry.show(table.as_text())
+
+
+EXPERIMENT = runner.Experiment("learning_rates", __doc__ or "", rates, "spo", finish=finish)
 
 if __name__ == "__main__":
     sys.exit(runner.main(EXPERIMENT))

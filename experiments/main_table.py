@@ -102,8 +102,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     try:
         given, overrides = configs.split_arguments(arguments)
-        if overrides or given.keys() - {"suite", "seeds", "scale", "out"}:
-            raise configs.ConfigError(USAGE)
+        unknown = [
+            *sorted(given.keys() - {"suite", "seeds", "scale", "out"}),
+            *(f"config.{key}" for key, _ in overrides),
+        ]
+        if unknown:
+            raise configs.ConfigError(f"unknown option --{unknown[0]}: this script runs nothing; {USAGE}")
         scale = given.get("scale", "small")
         if scale not in SCALES:
             raise configs.ConfigError(f"--scale must be one of {', '.join(SCALES)}; got {scale!r}")
