@@ -69,44 +69,60 @@ def together(parts: list[LogRatios]) -> LogRatios:
 
 @dataclasses.dataclass(frozen=True)
 class Spread:
-    """Units of some episodes: standard deviation of the log-ratio and share outside a clip range; mean decisions."""
+    """Units of some episodes: mean and standard deviation of the log-ratio, share outside a clip range; mean decisions.
+
+    `cut_fraction` is the share without a gradient: outside on the side where the surrogate is flat, which is above
+    the range for successes and below it for failures (in a group of both outcomes their advantages have those signs).
+    """
 
     episodes: int
     units: int
     decisions: float
+    mean: float
     std: float
     clip_fraction: float
+    cut_fraction: float
 
 
 def spread(ratios: LogRatios, unit: str, chosen: np.ndarray, clip_range: tuple[float, float]) -> Spread | None:
     """Over the units of the episodes `chosen` (bool `[N]`); None where there are none."""
     values, episode = ratios.of_unit(unit)
-    values = values[chosen[episode]]
+    wanted = chosen[episode]
+    values, won = values[wanted], ratios.success[episode[wanted]].astype(bool)
     if not len(values):
         return None
     ratio = np.exp(np.clip(values, -20, 20))
-    outside = (ratio < clip_range[0]) | (ratio > clip_range[1])
+    below, above = ratio < clip_range[0], ratio > clip_range[1]
     return Spread(
         int(chosen.sum()),
         len(values),
         float(ratios.decisions[chosen].mean()),
+        float(values.mean()),
         float(values.std()),
-        float(outside.mean()),
+        float((below | above).mean()),
+        float(np.where(won, above, below).mean()),
     )
 
 
-def prefix_variance(ratios: LogRatios, chosen: np.ndarray, *, least: int = 20) -> tuple[np.ndarray, np.ndarray]:
+def prefix_variance(
+    ratios: LogRatios, chosen: np.ndarray, *, least: int = 20
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Variance of the log-ratio of an episode's first t decisions, over those of `chosen` (bool `[N]`) with so many.
 
-    Returns t and the variance, for every t that at least `least` episodes reach. Independent skills make it grow as t,
-    skills that all move alike as t squared; the length of an episode has no part in it, other than that of the prefix.
+    Returns t, the variance, and what it would be if decisions moved independently (the sum of each decision's own
+    variance), for every t that at least `least` episodes reach. A prefix has the same length in all its episodes;
+    successes that reach a larger t are fewer and longer ones.
     """
-    sums = [np.cumsum(part) for part in np.split(ratios.tokens.sum(axis=1), np.cumsum(ratios.decisions)[:-1])]
-    sums = [total for total, wanted in zip(sums, chosen, strict=True) if wanted]
-    lengths = np.sort([len(total) for total in sums])[::-1]
+    skills = np.split(ratios.tokens.sum(axis=1), np.cumsum(ratios.decisions)[:-1])
+    skills = [part for part, wanted in zip(skills, chosen, strict=True) if wanted]
+    lengths = np.sort([len(part) for part in skills])[::-1]
     longest = int(lengths[least - 1]) if len(lengths) >= least else 0
-    variances = [np.var([total[t] for total in sums if len(total) > t]) for t in range(longest)]
-    return np.arange(1, longest + 1), np.array(variances)
+    together, independent = [], []
+    for t in range(1, longest + 1):
+        prefixes = np.array([part[:t] for part in skills if len(part) >= t])
+        together.append(prefixes.sum(axis=1).var())
+        independent.append(prefixes.var(axis=0).sum())
+    return np.arange(1, longest + 1), np.array(together), np.array(independent)
 
 
 def measure_run(workdir: Path) -> int:

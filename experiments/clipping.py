@@ -40,9 +40,11 @@ VARIANTS = (
 _UNITS = tuple(dict.fromkeys(unit for unit, *_ in _GRID))
 _REFERENCE = "skill"
 _NOTE = (
-    "difference: points against skill, each range paired with the skill range in the same place above, on the same "
-    "initial states,\nwith its 95 % interval over these runs' episodes, which does not know how training varies; "
-    "by seed: the same for each seed."
+    "highest - lowest: the range that reaches most against the one that reaches least, in points; chosen after the fact, "
+    "so its interval is too short.\n"
+    "difference: against skill, each range paired with the skill range in the same place above. Intervals: paired on "
+    "the same initial states,\n"
+    "over these runs' episodes. by seed: the difference of each seed [Student's 95 % interval over seeds]."
 )
 
 
@@ -51,27 +53,35 @@ def _ranges(unit: str) -> list[Variant]:
 
 
 def by_granularity(rows: Mapping[str, Sequence[results.Row]], title: str) -> tables.Table:
-    """Per granularity: mean over its ranges, the ranges that reach least and most, and the difference to skill."""
+    """Per granularity, over the seeds that all its ranges have: its ranges together, and the difference to skill."""
     cells: list[list[str | None]] = []
     for unit in _UNITS:
-        found = {one.label: rows[one.name] for one in _ranges(unit) if rows.get(one.name)}
-        rates = [sum(row["success"] for row in of_range) / len(of_range) for of_range in found.values()]
-        everything = [row for of_range in found.values() for row in of_range]
         pairs = list(zip(_ranges(unit), _ranges(_REFERENCE), strict=True))
+        found = [rows[one.name] for one, _ in pairs if rows.get(one.name)]
+        seeds = set.intersection(*({row["seed"] for row in of_range} for of_range in found)) if found else set()
+        found = [[row for row in of_range if row["seed"] in seeds] for of_range in found] if seeds else []
+        found.sort(key=_rate)
+        runs = [row for of_range in found for row in of_range]
+        states = sum(row["episodes"] for row in found[0]) if found else 0
         versus = unit != _REFERENCE
         cells.append(
             [
                 f"{unit}, {len(found)} of {len(pairs)} ranges",
-                tables.percent_text(sum(rates) / len(rates)) if rates else None,
-                tables.percent_text(min(rates)) if rates else None,
-                tables.percent_text(max(rates)) if rates else None,
-                f"{sum(row['episodes'] for row in everything)} ({len(everything)} runs)" if everything else None,
+                tables.percent_text(sum(map(_rate, found)) / len(found)) if found else None,
+                tables.percent_text(_rate(found[0])) if found else None,
+                tables.percent_text(_rate(found[-1])) if found else None,
+                tables.difference_text(tables.difference(found[-1], found[0])) if len(found) > 1 else None,
+                f"{sum(row['episodes'] for row in runs)} ({states} states, {len(runs)} runs)" if runs else None,
                 tables.difference_text(_difference(rows, pairs)) if versus else None,
                 _by_seed(rows, pairs) if versus else None,
             ]
         )
-    columns = ("", "success %", "lowest range", "highest range", "n", "difference", "by seed")
+    columns = ("", "success %", "lowest", "highest", "highest - lowest", "n", "difference", "by seed")
     return tables.Table(title, columns, cells, _NOTE)
+
+
+def _rate(of_range: Sequence[results.Row]) -> float:
+    return sum(row["success"] for row in of_range) / len(of_range)
 
 
 def _difference(rows: Mapping[str, Sequence[results.Row]], pairs: Sequence[tuple[Variant, Variant]]) -> Any:
@@ -92,7 +102,7 @@ def _by_seed(rows: Mapping[str, Sequence[results.Row]], pairs: Sequence[tuple[Va
         for row in rows.get(one.name, ()):
             if row["seed"] in reference:
                 differences.setdefault(row["seed"], []).append(row["success"] - reference[row["seed"]])
-    return " ".join(f"{100 * sum(found) / len(found):+.1f}" for _, found in sorted(differences.items())) or None
+    return tables.seeds_text([sum(found) / len(found) for _, found in sorted(differences.items())])
 
 
 def finish(outcome: runner.Outcome) -> None:

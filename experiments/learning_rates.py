@@ -1,4 +1,4 @@
-"""Whether the order of the granularities is a matter of the learning rate: not in the paper.
+"""The order of the granularities does not depend on the learning rate: a control, not in the paper.
 
 A suite's learning rate was found with one granularity (quickstart: skills), and how far ratios move in an iteration
 decides how many leave the clip range. The four rows of granularity.py at the suite's rate and at a quarter of it, all
@@ -30,8 +30,9 @@ def rates(config: ConfigDict) -> list[Variant]:
 
 def finish(outcome: runner.Outcome) -> None:
     lower = [variant for variant in outcome.variants if "spo.learning_rate" in variant.changes]
+    (reference,) = (variant.name for variant in lower if variant.changes["spo.unit"] == "skill")
     title = f"The lower learning rate. Suite {outcome.options.suite.stem}, scale {outcome.options.scale}."
-    table = tables.compare(title, lower, outcome.rows, reference=lower[0].name, paper_columns=())
+    table = tables.compare(title, lower, outcome.rows, reference=reference, paper_columns=())
     table.write(outcome.folder, "lower")
     runner.telemetry.show(table.as_text())
 

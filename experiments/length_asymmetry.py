@@ -1,15 +1,16 @@
-"""Long failures spread trajectory ratios out of the trust region, skills of any length stay in it: section 5.4.
+"""Long failures push trajectory ratios out of the trust region, skills of any length stay in it: section 5.4.
 
-Each granularity's own last update, and SPO's last update seen at every granularity: the standard deviation of the
-log-ratio and the share of units outside that granularity's clip range, for successes and failures, against the
-length of the episode; and the variance over the first decisions of episodes, which no difference between long and
-short episodes bears on. The update measured is a whole pass (see asymmetry.py), so its clip fractions lie above the
-training's own, which average over the pass.
+Each granularity's own last update, and SPO's last update seen at every granularity: mean and standard deviation of the
+log-ratio and the shares of units outside that granularity's clip range and without a gradient, for successes and
+failures, against the length of the episode; and the variance over the first decisions of episodes, beside what it would
+be if decisions moved independently. The update measured is a whole pass (see asymmetry.py), so its clip fractions lie
+above the training's own, which average over the pass.
 """
 
 import itertools
 import sys
 from pathlib import Path
+from typing import Any
 
 import asymmetry
 import numpy as np
@@ -29,8 +30,7 @@ METHODS = (
     (Variant("grpo", "token (GRPO)", variants.GRPO), "token"),
 )  # fmt: skip
 COLUMNS = (
-    "", "outcome", "episodes", "decisions", "std, own update", "clip %, own update", "std, SPO's update",
-    "clip %, SPO's update", "paper: clip %",
+    "", "outcome", "update", "episodes", "decisions", "mean", "std", "clip %", "cut %", "paper: clip %"
 )  # fmt: skip
 _PAPER = {"spo": "11.2", "gspo": "46.3", "grpo": "3.4"}
 
@@ -52,26 +52,19 @@ def measured(outcome: runner.Outcome) -> dict[str, LogRatios]:
 
 
 def table_of(found: dict[str, LogRatios], title: str) -> Table:
-    """Per granularity: all episodes, successes, failures; its own update, then SPO's."""
+    """SPO's last update at every granularity, then each granularity's own: all episodes, successes, failures."""
     rows: list[list[str | None]] = []
-    for variant, unit in METHODS:
-        for outcome in ("all", "success", "failure"):
-            own = _spread(found.get(variant.name), unit, outcome, variant)
-            shared = _spread(found.get("spo"), unit, outcome, variant)
-            rows.append(
-                [
-                    variant.label,
-                    outcome,
-                    str(own.episodes) if own else None,
-                    f"{own.decisions:.1f}" if own else None,
-                    *(text for one in (own, shared) for text in _texts(one)),
-                    _PAPER.get(variant.name) if outcome == "all" else None,
-                ]
-            )
+    for update in ("SPO's", "own"):
+        for variant, unit in METHODS:
+            for outcome in ("all", "success", "failure"):
+                source = found.get("spo" if update == "SPO's" else variant.name)
+                paper = _PAPER.get(variant.name) if outcome == "all" and update == "own" else None
+                measures = _texts(_spread(source, unit, outcome, variant))
+                rows.append([variant.label, outcome, update, *measures, paper])
     note = (
-        "std: standard deviation of the units' log-ratio after the update. clip %: share of units outside the "
-        "granularity's clip range.\nOwn update: by the variant's last iteration. SPO's update: the same episodes and "
-        "policies for every granularity."
+        "mean, std: of the units' log-ratio after the update. clip %: share of units outside the granularity's clip "
+        "range. cut %: share\noutside it without a gradient: above it in successes, below it in failures. SPO's "
+        "update: the same episodes and policies\nfor every granularity; own: the variant's last iteration."
     )
     return Table(title, COLUMNS, rows, note)
 
@@ -84,8 +77,28 @@ def _spread(ratios: LogRatios | None, unit: str, outcome: str, variant: Variant)
     return asymmetry.spread(ratios, unit, chosen, _range(variant))
 
 
-def _texts(spread: asymmetry.Spread | None) -> tuple[str | None, str | None]:
-    return (None, None) if spread is None else (f"{spread.std:.4f}", percent_text(spread.clip_fraction))
+def _texts(spread: asymmetry.Spread | None) -> list[str | None]:
+    if spread is None:
+        return [None] * 6
+    shares = (percent_text(spread.clip_fraction), percent_text(spread.cut_fraction))
+    return [str(spread.episodes), f"{spread.decisions:.1f}", f"{spread.mean:+.4f}", f"{spread.std:.4f}", *shares]
+
+
+def prefixes_of(found: dict[str, LogRatios], title: str) -> Table:
+    """Variance of the log-ratio over an episode's first decisions in SPO's last update, at a few lengths."""
+    rows: list[list[str | None]] = []
+    for outcome in ("success", "failure"):
+        if "spo" not in found:
+            continue
+        steps, together, independent = asymmetry.prefix_variance(
+            found["spo"], found["spo"].success == (outcome == "success")
+        )
+        for t in sorted({1, 2, 4, 8, 16, len(steps)} & set(steps)):
+            one, other = together[t - 1], independent[t - 1]
+            rows.append([outcome, str(t), f"{one:.4f}", f"{other:.4f}", f"{one / other:.2f}" if other > 0 else None])
+    columns = ("", "first decisions", "variance", "if independent", "times")
+    note = "times: how often the variance of independent decisions. Lengths that at least 20 episodes reach."
+    return Table(title, columns, rows, note)
 
 
 def bins_of(ratios: LogRatios, unit: str, clip_range: tuple[float, float], success: bool, count: int = 6) -> np.ndarray:
@@ -118,25 +131,38 @@ def draw(path: Path, found: dict[str, LogRatios], source: str | None) -> None:
                     rows[:, 0], rows[:, column], color=plots.COLOURS[number], marker=plots.MARKERS[number],
                     markersize=5, **style, label=variant.label if success and column == 1 else None,
                 )  # fmt: skip
-            decisions, variance = asymmetry.prefix_variance(ratios, ratios.success == success)
+            steps, together, independent = asymmetry.prefix_variance(ratios, ratios.success == success)
             if source is None or number == 0:  # the same for every granularity
-                axes[2].plot(decisions, variance, color=plots.COLOURS[number], linestyle=style.get("linestyle", "-"))
+                line = style.get("linestyle", "-")
+                axes[2].plot(steps, together, color=plots.COLOURS[number], linestyle=line)
+                if source is not None:
+                    axes[2].plot(steps, independent, color="#999999", linestyle=line, linewidth=1)
     axes[0].set_title("filled: successes, open: failures", fontsize=9)
-    axes[0].set(xlabel="decisions of the episode", ylabel="variance of the log-ratio", yscale="log")
+    axes[0].set(xlabel="decisions of the episode", ylabel="variance of the log-ratio")
     axes[1].set(xlabel="decisions of the episode", ylabel="units outside the clip range [%]")
-    axes[2].set_title("solid: successes, dashed: failures", fontsize=9)
-    axes[2].set(
-        xlabel="first decisions of an episode", ylabel="variance of their log-ratio", xscale="log", yscale="log"
-    )
+    grey = "" if source is None else "; grey: if independent"
+    axes[2].set_title(f"solid: successes, dashed: failures{grey}", fontsize=9)
+    axes[2].set(xlabel="first decisions of an episode", ylabel="variance of their log-ratio")
+    if _positive(axes[0]):
+        axes[0].set(yscale="log")
+    if _positive(axes[2]):
+        axes[2].set(xscale="log", yscale="log")
     drawn.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     plots.save(drawn, path)
+
+
+def _positive(axes: Any) -> bool:
+    values = [line.get_ydata() for line in axes.lines if len(line.get_ydata())]
+    return bool(values) and min(part.min() for part in values) > 0
 
 
 def finish(outcome: runner.Outcome) -> None:
     found = measured(outcome)
     table = table_of(found, f"Claim: {outcome.experiment.title} Suite {outcome.options.suite.stem}.")
     table.write(outcome.folder, "mechanism")
-    runner.telemetry.show(table.as_text())
+    prefixes = prefixes_of(found, f"SPO's last update over the first decisions. Suite {outcome.options.suite.stem}.")
+    prefixes.write(outcome.folder, "prefixes")
+    runner.telemetry.show(f"{table.as_text()}\n{prefixes.as_text()}")
     if found:
         draw(outcome.folder / "own_updates.png", found, None)
         draw(outcome.folder / "same_update.png", found, "spo")

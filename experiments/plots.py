@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-COLOURS = ("#1f5fa8", "#d1690e", "#2f8f4e", "#b3302f", "#6b6b6b", "#7a4fa3", "#9a7b1c", "#188a8a", "#c2458b", "#444444")
+COLOURS = ("#1f5fa8", "#d1690e", "#2f8f4e", "#b3302f", "#6b6b6b", "#7a4fa3", "#9a7b1c", "#188a8a", "#c2458b", "#111111")
 MARKERS = "oDs^vPX*<>"
 
 

@@ -25,7 +25,8 @@ def row_of(
     `success` is over the evaluation episodes; `clip_fraction`, `cut_fraction` (outside the range on the side where the
     surrogate has no gradient) and `grad_norm` (before clipping) the means over the SPO iterations that made an update,
     each the mean over its updates; `rollouts` all episodes that SPO ran, `learned` those of the groups that it used,
-    `updates` its gradient steps; `seconds` the wall-clock time of everything that the policy took, shared stages
+    `updates` its gradient steps; `late_training_reward` the mean reward of its rollouts (every task alike) over the
+    last quarter of the iterations; `seconds` the wall-clock time of everything that the policy took, shared stages
     included, `spo_seconds` of the SPO stage alone.
     """
     episodes = [row for row in read_jsonl(workdir / "episodes.jsonl") if row["stage"] == stage]
@@ -53,6 +54,7 @@ def row_of(
         "explained_variance": mean_of(metrics, "explained_variance"),
         "updates": sum(int(m.get("updates") or 0) for m in metrics),
         "iterations": len(metrics),
+        "late_training_reward": mean_of(metrics[-math.ceil(len(metrics) / 4) :], "train_success_task_mean"),
         "seconds": seconds,
         "spo_seconds": sum(sum(account.get("spo", {}).values()) for account in timing),
         "fingerprint": _read_json(workdir / "results.json").get("config_hash"),
@@ -99,6 +101,15 @@ def mean_of(rows: Iterable[Mapping[str, Any]], name: str) -> float | None:
 def episodes_of(row: Row) -> list[dict[str, Any]]:
     """The evaluated episodes behind a row."""
     return [e for e in read_jsonl(Path(row["workdir"]) / "episodes.jsonl") if e["stage"] == row["stage"]]
+
+
+def outcomes_of(row: Row) -> dict[str, str]:
+    """Per task, a 1 for each success and a 0 for each failure, in the order of the initial states."""
+    tasks: dict[str, list[tuple[int, str, bool]]] = {}
+    for episode in episodes_of(row):
+        name = str(episode["init"])
+        tasks.setdefault(episode["task"], []).append((len(name), name, bool(episode["success"])))
+    return {task: "".join("01"[won] for *_, won in sorted(found)) for task, found in sorted(tasks.items())}
 
 
 def series_of(row: Row, name: str) -> tuple[list[int], list[float]]:

@@ -186,7 +186,7 @@ def write(outcome: Outcome) -> tables.Table | None:
     """results.jsonl, tables and plots of an experiment."""
     experiment, folder = outcome.experiment, outcome.folder
     stored = [
-        row | {"workdir": os.path.relpath(row["workdir"], outcome.options.out)}
+        row | {"workdir": os.path.relpath(row["workdir"], outcome.options.out), "outcomes": results.outcomes_of(row)}
         for rows in outcome.rows.values()
         for row in rows
     ]

@@ -11,7 +11,7 @@ from typing import Any
 import results
 
 from cso_jax.files import atomic_write_text
-from cso_jax.statistics import PairedComparison, paired_comparison, wilson
+from cso_jax.statistics import PairedComparison, mean_and_interval, paired_comparison, wilson
 
 MISSING = "-"
 
@@ -159,10 +159,24 @@ def difference_text(comparison: PairedComparison | None) -> str | None:
 
 
 def by_seed_text(rows: Sequence[results.Row], reference: Sequence[results.Row]) -> str | None:
-    """The difference of each seed that both have, e.g. "+8.4 -1.2 +3.6"; None where they share none."""
+    """The difference of each seed that both have and Student's interval over them; None where they share none.
+
+    E.g. "+8.4 -1.2 +3.6 [-8.4, +15.6]", in points; without the interval for one seed.
+    """
     base = {row["seed"]: row["success"] for row in reference}
     shared = sorted((row["seed"], row["success"]) for row in rows if row["seed"] in base)
-    return " ".join(f"{100 * (success - base[seed]):+.1f}" for seed, success in shared) or None
+    return seeds_text([success - base[seed] for seed, success in shared])
+
+
+def seeds_text(differences: Sequence[float]) -> str | None:
+    """Differences, one per seed, in points, and their Student interval; None where there are none."""
+    if not differences:
+        return None
+    text = " ".join(f"{100 * one:+.1f}" for one in differences)
+    if len(differences) == 1:
+        return text
+    _, low, high = mean_and_interval(differences)
+    return f"{text} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
 NOTE = (
@@ -170,7 +184,9 @@ NOTE = (
     "n: episodes (seeds).\n"
     "difference: points against {reference}, paired on the same initial states, with its 95 % interval over "
     "these runs' episodes.\n"
-    "by seed: the difference of each seed, which shows what the interval does not: how much training varies.\n"
+    "by seed: the difference of each seed [Student's 95 % interval over seeds], which knows how much training varies; "
+    "the reference's seeds are\n"
+    "in all rows, so the rows vary together.\n"
     "clip %: share of the units (tokens, skills or trajectories, whatever one ratio is taken over) with a ratio "
     "outside the clip range, mean over\n"
     "iterations; in an iteration's first of n steps no ratio has moved, so it is at most (n - 1)/n. cut %: those of "

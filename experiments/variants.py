@@ -58,8 +58,9 @@ GSPO_NORMALISED = SPO | {
     "spo.length_normalise": True,
 }
 
-# Standard PPO: a learned value on the frozen context, generalised advantages per decision; ratios and range as SPO, so
-# that only the credit assignment differs. All groups are used: the baseline is not the group's.
+# Standard PPO: a learned value on the frozen context, generalised advantages per decision; ratios and range as SPO.
+# With the critic comes what belongs to it: a discount, advantages normalised over the iteration, and all groups, of
+# one outcome too, since the baseline is not the group's (so more updates).
 PPO = SPO | {"spo.critic": True}
 
 # RIPT on the same imitation policy: leave-one-out advantages, token ratios in [0.8, 1.2], mean over the tokens, no

@@ -1,5 +1,6 @@
 """Tables against a fixture with missing cells; log-ratios by unit against hand-worked constants; the main table."""
 
+import dataclasses
 import importlib
 
 import asymmetry
@@ -79,12 +80,16 @@ def test_clip_ranges_together(tmp_path):
     }
     table = clipping.by_granularity(found, "A title")
     token, trajectory, skill = table.cells()
-    # Ranges: 0.65, 0.9, 0.1, their mean 0.55. Against skill in pairs: seed 1 (+1 + 3)/20, seed 2 (0)/10, together 4/30;
-    # the third range has no skill runs beside it.
-    assert token[:5] == ["token, 3 of 3 ranges", "55.0", "10.0", "90.0", "50 (5 runs)"]
-    assert token[5].startswith("+13.3 [") and token[6] == "+20.0 +0.0"
-    assert trajectory == ["trajectory, 0 of 3 ranges"] + ["-"] * 6
-    assert skill == ["skill, 2 of 3 ranges", "60.0", "60.0", "60.0", "40 (4 runs)", "-", "-"]
+    # Seed 1 is all that the three ranges share: 0.6, 0.9, 0.1. Against skill in pairs, with every seed that a pair has:
+    # seed 1 (+1 + 3)/20, seed 2 0/10, together 4/30; the third range has no skill runs beside it. Student's interval
+    # of +20 and 0 points: 10 -+ 12.706 * 14.142 / sqrt(2).
+    assert token[:4] == ["token, 3 of 3 ranges", "53.3", "10.0", "90.0"]
+    assert token[4].startswith("+80.0 [") and token[5] == "30 (10 states, 3 runs)"
+    assert token[6].startswith("+13.3 [") and token[7] == "+20.0 +0.0 [-117.1, +137.1]"
+    assert trajectory == ["trajectory, 0 of 3 ranges"] + ["-"] * 7
+    assert skill[:4] == ["skill, 2 of 3 ranges", "60.0", "60.0", "60.0"] and skill[5:] == [
+        "40 (20 states, 4 runs)", "-", "-",
+    ]  # fmt: skip
 
 
 def test_an_empty_experiment_is_a_table_of_missing_cells():
@@ -134,12 +139,20 @@ def test_log_ratios_by_unit():
     # exp(0.2) = 1.22 and exp(-0.3) = 0.74 are outside, exp(0.02) is not.
     assert (spread.episodes, spread.units, spread.decisions) == (2, 3, 1.5)
     np.testing.assert_allclose(spread.clip_fraction, 2 / 3)
-    np.testing.assert_allclose(spread.std, np.std([0.2, -0.3, 0.02]))
+    np.testing.assert_allclose([spread.mean, spread.std], [-0.08 / 3, np.std([0.2, -0.3, 0.02])])
+    # Both are in the success: above the range there is no gradient, below it there is.
+    np.testing.assert_allclose(spread.cut_fraction, 1 / 3)
+    lost = asymmetry.spread(dataclasses.replace(ratios, success=~ratios.success), "skill", everything, (0.93, 1.01))
+    np.testing.assert_allclose([lost.clip_fraction, lost.cut_fraction], [1, 2 / 3])
     assert asymmetry.spread(ratios, "skill", ~everything, (0.93, 1.15)) is None
     # First decisions: 0.2 and 0.02; only one episode has two.
-    decisions, variance = asymmetry.prefix_variance(ratios, everything, least=1)
+    decisions, variance, independent = asymmetry.prefix_variance(ratios, everything, least=1)
     np.testing.assert_array_equal(decisions, [1, 2])
     np.testing.assert_allclose(variance, [0.09**2, 0.0], atol=1e-12)
+    np.testing.assert_allclose(independent, [0.09**2, 0.0], atol=1e-12)
     assert len(asymmetry.prefix_variance(ratios, everything, least=3)[0]) == 0
+    # Two episodes of skills (1, 1) and (-1, -1): variance 1 each, 4 together, 2 if independent.
+    alike = LogRatios(np.array([[1.0], [1.0], [-1.0], [-1.0]]), np.array([0, 0, 1, 1]), np.array([True] * 2), None)
+    np.testing.assert_allclose(asymmetry.prefix_variance(alike, everything, least=2)[1:], [[1, 4], [1, 2]])
     twice = asymmetry.together([ratios, ratios])
     assert len(twice.success) == 4 and twice.episode.tolist() == [0, 0, 1, 2, 2, 3]
