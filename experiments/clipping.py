@@ -40,8 +40,8 @@ VARIANTS = (
 _UNITS = tuple(dict.fromkeys(unit for unit, *_ in _GRID))
 _REFERENCE = "skill"
 _NOTE = (
-    "highest - lowest: the range that reaches most against the one that reaches least, in points; chosen after the fact, "
-    "so its interval is too short.\n"
+    "highest - lowest: the range that reaches most against the one that reaches least, in points; chosen after the "
+    "fact, so its interval is too short.\n"
     "difference: against skill, each range paired with the skill range in the same place above. Intervals: paired on "
     "the same initial states,\n"
     "over these runs' episodes. by seed: the difference of each seed [Student's 95 % interval over seeds]."

@@ -16,8 +16,8 @@ VARIANTS = (
 )
 EXPERIMENT = runner.Experiment(
     "critic", __doc__ or "", lambda _: VARIANTS, "spo", paper_columns=("Long",),
-    note="PPO learns from every group of an iteration, SPO from those with both outcomes: see updates. PPO's advantages "
-    "are discounted and normalised.",
+    note="PPO learns from every group of an iteration, SPO from those with both outcomes: see updates. PPO's "
+    "advantages are discounted and normalised.",
 )  # fmt: skip
 
 if __name__ == "__main__":
