@@ -126,6 +126,8 @@ def test_outputs_of_finished_runs(tmp_path, capsys):
     assert rows[0]["episodes"] == 12 and rows[0]["updates"] == 4 and rows[0]["seconds"] == 90.0
     np.testing.assert_allclose(rows[0]["clip_fraction"], 0.15)
     assert not Path(rows[0]["workdir"]).is_absolute()
+    assert sorted(rows[0]["outcomes"]) == sorted(TASKS) and all(len(o) == 4 for o in rows[0]["outcomes"].values())
+    assert sum(o.count("1") for o in rows[0]["outcomes"].values()) == rows[0]["successes"]
     for name in ("table.txt", "table.csv", "table.tex", "success.png", "curves.png"):
         assert (tmp_path / "tiny" / name).stat().st_size > 100
     assert "24 (2)" in capsys.readouterr().out

@@ -7,6 +7,7 @@ import asymmetry
 import clipping
 import numpy as np
 import pytest
+import results
 import tables
 from asymmetry import LogRatios
 from variants import Variant
@@ -95,6 +96,13 @@ def test_clip_ranges_together(tmp_path):
 def test_an_empty_experiment_is_a_table_of_missing_cells():
     table = tables.compare("t", VARIANTS, {}, reference="a", paper_columns=())
     assert {cell for row in table.cells() for cell in row[1:]} == {"-"}
+
+
+def test_outcomes_are_in_the_order_of_the_initial_states(tmp_path):
+    append_jsonl(tmp_path / "episodes.jsonl", [
+        {"stage": "spo", "task": "t", "init": f"eval:t:{n}", "success": n != 9} for n in (10, 9, 11)
+    ] + [{"stage": "rsft", "task": "t", "init": "eval:t:9", "success": True}])  # fmt: skip
+    assert results.outcomes_of({"workdir": str(tmp_path), "stage": "spo"}) == {"t": "011"}
 
 
 def test_main_table_from_finished_runs(tmp_path, capsys):
