@@ -77,8 +77,9 @@ def table_of(rows: Rows, suites: Sequence[str]) -> Table:
 
 
 def draw(path: Path, rows: Rows, suites: Sequence[str]) -> None:
-    """Bars of the methods that have results, by suite, with the standard error over seeds, as Figure 2."""
-    drawn, (axes,) = plots.figure(1, width=2.0 + 1.4 * len(suites))
+    """Bars of the methods by suite, standard error over seeds, as Figure 2; only suites with results are drawn."""
+    suites = [suite for suite in suites if any(rows.get((method, suite)) for method in METHODS)]
+    drawn, (axes,) = plots.figure(1, width=3.0 + 1.4 * len(suites))
     width = 0.8 / len(METHODS)
     for number, (method, label) in enumerate(METHODS.items()):
         made = [(x, s) for x, suite in enumerate(suites) if (s := summarise(rows.get((method, suite), [])))]
@@ -88,7 +89,7 @@ def draw(path: Path, rows: Rows, suites: Sequence[str]) -> None:
             yerr=[100 * (s.std or 0) / len(s.seeds) ** 0.5 for _, s in made] if made else None,
         )  # fmt: skip
     axes.set_xticks(range(len(suites)), [SUITES.get(suite, suite) for suite in suites])
-    axes.set(ylabel="success %", ylim=(0, 100), xlim=(-0.5, len(suites) - 0.5))
+    axes.set(ylabel="success %", ylim=(0, 100), xlim=(-0.5, max(len(suites), 1) - 0.5))
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     plots.save(drawn, path)
