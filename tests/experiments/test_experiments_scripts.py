@@ -40,14 +40,20 @@ def run(script, out, environment, *arguments):
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=3000)
 
 
+def finished(script, out, environment):
+    """The script on the fake suite, from the command line; quick where another test has run it."""
+    done = run(script, out, environment, "--suite=tests/configs/fake.py", "--seeds=1", "--jobs=1")
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 def test_every_script_is_here():
     assert len(SCRIPTS) == 11 and "granularity" in SCRIPTS
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_script(script, out, environment):
-    done = run(script, out, environment, "--suite=tests/configs/fake.py", "--seeds=1", "--jobs=1")
-    assert done.returncode == 0, done.stderr
+    done = finished(script, out, environment)
     assert "Traceback" not in done.stderr
     rows = read_jsonl(out / script / "results.jsonl")
     assert rows and all(row["episodes"] == 12 and row["seed"] == 1 for row in rows)
@@ -59,12 +65,15 @@ def test_script(script, out, environment):
 
 
 def test_main_table_of_what_the_scripts_left(out, environment):
+    for script in ("components", "baselines_rl"):
+        finished(script, out, environment)
     done = run("main_table", out.parent, environment, "--suite=fake", "--seeds=1")
     assert done.returncode == 0, done.stderr
     assert sum(line.split()[-2:] != ["-", "-"] for line in done.stdout.splitlines()[4:11]) == 7
 
 
-def test_a_round_starts_where_the_one_before_ended(out):
+def test_a_round_starts_where_the_one_before_ended(out, environment):
+    finished("iterative", out, environment)
     (loop,) = (out / "runs").glob("rounds_*/*/seed_1")
     first, second, last = loop / "round_1", loop / "round_2", loop / "last"
 
