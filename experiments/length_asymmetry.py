@@ -131,8 +131,8 @@ def draw(path: Path, found: dict[str, LogRatios], source: str | None) -> None:
                     rows[:, 0], rows[:, column], color=plots.COLOURS[number], marker=plots.MARKERS[number],
                     markersize=5, **style, label=variant.label if success and column == 1 else None,
                 )  # fmt: skip
-            steps, together, independent = asymmetry.prefix_variance(ratios, ratios.success == success)
             if source is None or number == 0:  # the same for every granularity
+                steps, together, independent = asymmetry.prefix_variance(ratios, ratios.success == success)
                 line = style.get("linestyle", "-")
                 axes[2].plot(steps, together, color=plots.COLOURS[number], linestyle=line)
                 if source is not None:

@@ -22,10 +22,10 @@ VARIANTS = (
 
 
 @pytest.fixture
-def rows(tmp_path):
-    """Variant a with seeds 1 and 2, variant b with seed 1 and without clip fraction or time; c is missing."""
+def row(tmp_path):
+    """Makes the row of a run with so many successes in ten episodes, and the episodes behind it."""
 
-    def row(variant, seed, wins, **more):
+    def make(variant, seed, wins, **more):
         workdir = tmp_path / f"{variant}{seed}"
         append_jsonl(workdir / "episodes.jsonl", [
             {"stage": "spo", "task": "t", "init": f"eval:t:{seed}{i}", "seed": seed, "success": i < wins}
@@ -34,6 +34,12 @@ def rows(tmp_path):
         return {"workdir": str(workdir), "stage": "spo", "seed": seed, "successes": wins, "episodes": 10,
                 "success": wins / 10, "clip_fraction": None, "seconds": None} | more  # fmt: skip
 
+    return make
+
+
+@pytest.fixture
+def rows(row):
+    """Variant a with seeds 1 and 2, variant b with seed 1 and without clip fraction or time; c is missing."""
     return {
         "a": [row("a", 1, 8, clip_fraction=0.1, seconds=60), row("a", 2, 6, clip_fraction=0.3, seconds=120)],
         "b": [row("b", 1, 5)],
@@ -60,24 +66,16 @@ def test_table_with_missing_cells(rows, tmp_path):
         tables.Table("", ("a", "b"), [["x"]]).as_text()
 
 
-def test_clip_ranges_together(tmp_path):
-    def rows(name, *wins):
-        made = []
-        for seed, count in enumerate(wins, start=1):
-            workdir = tmp_path / name / str(seed)
-            append_jsonl(workdir / "episodes.jsonl", [
-                {"stage": "spo", "task": "t", "init": f"eval:t:{seed}{i}", "seed": seed, "success": i < count}
-                for i in range(10)
-            ])  # fmt: skip
-            made.append({"workdir": str(workdir), "stage": "spo", "seed": seed, "episodes": 10, "success": count / 10})
-        return made
-
+def test_clip_ranges_together(row):
+    wins = {
+        "skill-0.97-1.05": (5, 7),
+        "skill-0.93-1.15": (6, 6),
+        "token-0.9-1.1": (6, 7),
+        "token-0.8-1.2": (9,),
+        "token-0.8-1.28": (1, 1),
+    }
     found = {
-        "skill-0.97-1.05": rows("a", 5, 7),
-        "skill-0.93-1.15": rows("b", 6, 6),
-        "token-0.9-1.1": rows("c", 6, 7),
-        "token-0.8-1.2": rows("d", 9),
-        "token-0.8-1.28": rows("e", 1, 1),
+        name: [row(name, seed, count) for seed, count in enumerate(counts, start=1)] for name, counts in wins.items()
     }
     table = clipping.by_granularity(found, "A title")
     token, trajectory, skill = table.cells()
