@@ -17,6 +17,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cso_jax import defaults, objectives
+from cso_jax.rollout import groups
 
 SCALES = ("full", "smoke")
 ENVIRONMENTS = ("metaworld", "libero", "fake")
@@ -172,6 +173,7 @@ def validate(config: ConfigDict) -> list[str]:
         one_of("env.libero.train_states", ("placements", "demonstrations"))
     one_of("demos.label", ("executed", "expert"))
     one_of("encoder.norm", ("batch", "group"))
+    one_of("rsft.strike_rule", groups.STRIKE_RULES)
     one_of("spo.unit", objectives.UNITS)
     one_of("spo.average", objectives.AVERAGES)
     one_of("spo.baseline", objectives.BASELINES)
@@ -214,7 +216,7 @@ def validate(config: ConfigDict) -> list[str]:
          "and a minibatch takes whole episodes")  # fmt: skip
     problems += _objective_problems(config, decisions)
     need(0.0 <= config.rsft.demo_fraction < 1.0, "config.rsft.demo_fraction must be in [0, 1)")
-    need(config.rsft.max_rollouts_per_task >= config.rsft.strikes,
+    need(config.rsft.strike_rule == "new_state" or config.rsft.max_rollouts_per_task >= config.rsft.strikes,
          f"config.rsft.max_rollouts_per_task is {config.rsft.max_rollouts_per_task}, but one initial state takes "
          f"config.rsft.strikes = {config.rsft.strikes} rollouts")  # fmt: skip
     vocabulary = math.prod(config.autoencoder.levels)

@@ -89,6 +89,7 @@ def metaworld() -> ConfigDict:
     config.rsft.enabled = True
     config.rsft.epochs = 20  # used when steps is 0
     config.rsft.successes_per_task = 200
+    config.rsft.strike_rule = "algorithm"  # or "until_success", "new_state": rollout/groups.py says what they are
     config.rsft.strikes = 10
     config.rsft.max_rollouts_per_task = 2000
     config.rsft.temperature = 1.0

@@ -75,8 +75,8 @@ def make_plans(
 ) -> tuple[list[Plan], list[Plan], Sequence[Variant]]:
     """The base run of each seed, the run of each variant and seed, and the variants.
 
-    Variants of one config share a run, and those that end before SPO are the base run itself. Raises ConfigError for
-    a suite that cannot be read or cannot have a variant.
+    Variants of one config share a run; one that ends before SPO and changes nothing is the base run itself. Raises
+    ConfigError for a suite that cannot be read or cannot have a variant.
     """
     scale = scale_overrides(options.suite, options.scale)
     chosen = make_variants(configs.load(options.suite, list(scale.items())))

@@ -87,8 +87,8 @@ def _collection(workdir: Path) -> Row:
     if not tasks:
         return {}
     return {
-        "rollouts_per_task": sum(task["rollouts"] for task in tasks.values()) / len(tasks),
-        "kept_per_task": sum(task["kept"] for task in tasks.values()) / len(tasks),
+        f"{name}_per_task": sum(task[name] for task in tasks.values()) / len(tasks)
+        for name in ("rollouts", "states", "kept")
     }
 
 

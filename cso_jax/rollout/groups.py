@@ -1,12 +1,13 @@
 """Which episodes to run: the two sampling rules of Algorithm 1, over any `run_wave(requests) -> records`.
 
-A wave is one list of requests that run together. Both rules finish every wave they begin, so an episode's length has
-no say in whether it is used, and both draw initial states by counting, so a resumed run draws what it would have.
+`n_strikes` (R-SFT) keeps successes, `collect_groups` (SPO's dynamic rejection) keeps groups with both outcomes. A
+wave is one list of requests that run together. Both rules finish every wave they begin, so an episode's length has no
+say in whether it is used, and both draw initial states by counting, so a resumed run draws what it would have.
 """
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from cso_jax.envs.protocol import TrainInit, require_train
 
@@ -106,6 +107,7 @@ class TaskCursor:
     """How far one task's collection has come. `successes` counts kept episodes, `surplus` those beyond the target.
 
     `states` were drawn and `rollouts` run from them; `struck_out` of the states gave no success and were discarded.
+    `open` holds (state, attempts made) of those that have neither succeeded nor struck out yet.
     """
 
     states: int = 0
@@ -113,6 +115,28 @@ class TaskCursor:
     successes: int = 0
     surplus: int = 0
     struck_out: int = 0
+    open: tuple[tuple[int, int], ...] = ()
+
+    @classmethod
+    def restored(cls, fields: Mapping[str, Any]) -> "TaskCursor":
+        """From `dataclasses.asdict` and through JSON, which has lists only."""
+        return cls(**{**fields, "open": tuple((state, made) for state, made in fields.get("open", ()))})
+
+
+# The paper describes R-SFT's collection three times, and no two descriptions agree. Each is a rule: how many attempts
+# a state gets at once, and how many in all; between its turns a state without a success stays open.
+#
+#   algorithm      Algorithm 1: every state gets N_strikes attempts, all successes are kept.
+#   until_success  Appendix E.2, "up to 10 rollouts": one attempt after the other until the first success.
+#   new_state      Appendix G: one attempt; whatever comes of it, the next one is from a new state.
+STRIKE_RULES = ("algorithm", "until_success", "new_state")
+
+
+def attempts_of(rule: str, strikes: int) -> tuple[int, int]:
+    """(attempts of one turn, attempts in all) that a state gets. Raises ValueError for an unknown rule."""
+    if rule not in STRIKE_RULES:
+        raise ValueError(f"rule must be one of {', '.join(STRIKE_RULES)}; got {rule!r}")
+    return {"algorithm": (strikes, strikes), "until_success": (1, strikes), "new_state": (1, 1)}[rule]
 
 
 def n_strikes(
@@ -125,34 +149,37 @@ def n_strikes(
     strikes: int,
     wave: int,
     max_rollouts_per_task: int,
+    rule: str = "algorithm",
     initial: Mapping[str, TaskCursor] | None = None,
     on_wave: Callable[[list[Record], dict[str, TaskCursor]], None] | None = None,
 ) -> dict[str, TaskCursor]:
-    """R-SFT's collection: from each initial state `strikes` episodes, keep the successes, go on with a new state.
+    """R-SFT's collection: attempts from each initial state as `rule` says (see `STRIKE_RULES`), successes are kept.
 
-    Ends for a task at exactly `target` kept successes, or when another state would exceed `max_rollouts_per_task`.
+    Ends for a task at exactly `target` kept successes, or when another state might exceed `max_rollouts_per_task`.
     `draw_init(task, k)` is the task's k-th initial state. A wave holds about `wave` episodes, spread over the
     unfinished tasks, those with fewest rollouts first. Which episodes are kept does not depend on `wave`: no state is
-    begun before it is certain that the ones begun earlier cannot reach the target.
+    begun before it is certain that the ones begun earlier cannot reach the target, nor use up the rollouts.
 
     After each wave `on_wave(new successes, cursors)` is called, successes in task, state, attempt order. Storing both
     and passing the cursors as `initial` later continues as if there had been no break. Returns the final cursor of
     every task, also of those without any success.
 
-    Raises ValueError for counts that cannot work or duplicate tasks, TypeError for an evaluation state.
+    Raises ValueError for counts that cannot work, an unknown rule or duplicate tasks, TypeError for an evaluation
+    state.
     """
     _require_positive(target=target, strikes=strikes, wave=wave, max_rollouts_per_task=max_rollouts_per_task)
     if len(set(tasks)) != len(tasks):
         raise ValueError(f"tasks must be distinct, got {list(tasks)}")
-    if max_rollouts_per_task < strikes:
-        raise ValueError(f"max_rollouts_per_task ({max_rollouts_per_task}) must allow one state of {strikes} rollouts")
+    turn, limit = attempts_of(rule, strikes)
+    if max_rollouts_per_task < limit:
+        raise ValueError(f"max_rollouts_per_task ({max_rollouts_per_task}) must allow one state of {limit} rollouts")
     cursors = {task: (initial or {}).get(task, TaskCursor()) for task in tasks}
-    while plan := _plan_wave(cursors, target, strikes, wave, max_rollouts_per_task):
-        drawn = [(task, _draw(draw_init, task, k)) for task, k in plan]
-        records = _run(run_wave, [make_request(init, attempt) for _, init in drawn for attempt in range(strikes)])
+    while plan := _plan_wave(cursors, target, turn, limit, wave, max_rollouts_per_task):
+        drawn = [(task, state, made, _draw(draw_init, task, state)) for task, state, made in plan]
+        records = _run(run_wave, [make_request(init, made + n) for _, _, made, init in drawn for n in range(turn)])
         kept: list[Record] = []
-        for (task, _), attempts in zip(drawn, _split(records, strikes), strict=True):
-            cursors[task], new = _score_state(cursors[task], attempts, target)
+        for (task, state, made, _), attempts in zip(drawn, _split(records, turn), strict=True):
+            cursors[task], new = _score_turn(cursors[task], state, made, attempts, target, limit)
             kept.extend(new)
         if on_wave is not None:
             on_wave(kept, dict(cursors))
@@ -160,38 +187,48 @@ def n_strikes(
 
 
 def _plan_wave(
-    cursors: Mapping[str, TaskCursor], target: int, strikes: int, wave: int, max_rollouts: int
-) -> list[tuple[str, int]]:
-    """The (task, state number) pairs of the next wave in task order; empty when every task has ended.
+    cursors: Mapping[str, TaskCursor], target: int, turn: int, limit: int, wave: int, max_rollouts: int
+) -> list[tuple[str, int, int]]:
+    """(task, state number, attempts made) of each turn of the next wave; empty when every task has ended.
 
     A task may run side by side only as many states as it would need if every rollout succeeded.
     """
-    room = {}
+    ready: dict[str, list[tuple[int, int]]] = {}
     for task, cursor in cursors.items():
-        needed = -(-(target - cursor.successes) // strikes)
-        affordable = (max_rollouts - cursor.rollouts) // strikes
-        if min(needed, affordable) > 0:
-            room[task] = min(needed, affordable)
-    free = max(1, wave // strikes)
-    taken = dict.fromkeys(room, 0)
-    turn = sorted(room, key=lambda task: cursors[task].rollouts)
-    while free > 0 and turn:
-        for task in turn[:free]:
+        needed = -(-(target - cursor.successes) // turn) - len(cursor.open)
+        promised = sum(limit - made for _, made in cursor.open)
+        affordable = (max_rollouts - cursor.rollouts - promised) // limit
+        new = range(cursor.states, cursor.states + max(0, min(needed, affordable)))
+        if cursor.open or new:
+            ready[task] = [*cursor.open, *((state, 0) for state in new)]
+    free = max(1, wave // turn)
+    taken = dict.fromkeys(ready, 0)
+    order = sorted(ready, key=lambda task: cursors[task].rollouts)
+    while free > 0 and order:
+        for task in order[:free]:
             taken[task] += 1
-        free -= min(free, len(turn))
-        turn = [task for task in turn if taken[task] < room[task]]
-    return [(task, cursors[task].states + offset) for task in taken for offset in range(taken[task])]
+        free -= min(free, len(order))
+        order = [task for task in order if taken[task] < len(ready[task])]
+    return [(task, state, made) for task in taken for state, made in ready[task][: taken[task]]]
 
 
-def _score_state(cursor: TaskCursor, attempts: Sequence[Record], target: int) -> tuple[TaskCursor, list[Record]]:
+def _score_turn(
+    cursor: TaskCursor, state: int, made: int, attempts: Sequence[Record], target: int, limit: int
+) -> tuple[TaskCursor, list[Record]]:
     won = [record for record in attempts if record.success]
     kept = won[: target - cursor.successes]
+    made += len(attempts)
+    waiting = tuple(entry for entry in cursor.open if entry[0] != state)
+    struck_out = not won and made >= limit
+    if not won and not struck_out:
+        waiting = tuple(sorted([*waiting, (state, made)]))
     advanced = TaskCursor(
-        states=cursor.states + 1,
+        states=max(cursor.states, state + 1),
         rollouts=cursor.rollouts + len(attempts),
         successes=cursor.successes + len(kept),
         surplus=cursor.surplus + len(won) - len(kept),
-        struck_out=cursor.struck_out + (not won),
+        struck_out=cursor.struck_out + struck_out,
+        open=waiting,
     )
     return advanced, kept
 

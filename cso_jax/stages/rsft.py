@@ -102,6 +102,7 @@ def collect(run: Run) -> dict[str, TaskCursor]:
             tasks=run.tasks,
             target=settings.successes_per_task,
             strikes=settings.strikes,
+            rule=settings.strike_rule,
             wave=settings.wave,
             max_rollouts_per_task=settings.max_rollouts_per_task,
             initial=cursors,
@@ -132,7 +133,7 @@ def _stored_position(run: Run) -> tuple[dict[str, TaskCursor], int]:
             for later in parts[number:]:
                 store.quarantine(later, str(error) if later == path else f"{later} builds on a damaged wave")
             return cursors, number
-        cursors = {task: TaskCursor(**fields) for task, fields in attributes["cursors"].items()}
+        cursors = {task: TaskCursor.restored(fields) for task, fields in attributes["cursors"].items()}
     return cursors, len(parts)
 
 

@@ -1,13 +1,14 @@
 """Dynamic rejection and N-strikes over scripted outcomes, expectations worked out by hand; the fake's demos."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 
 from cso_jax.envs.protocol import EvalInit, TrainInit
 from cso_jax.rollout import fake
-from cso_jax.rollout.groups import TaskCursor, collect_groups, n_strikes
+from cso_jax.rollout.groups import STRIKE_RULES, TaskCursor, collect_groups, n_strikes
 
 
 @dataclasses.dataclass
@@ -132,39 +133,89 @@ def test_a_wave_runs_no_state_that_may_not_be_needed():
     assert counts["t"] == TaskCursor(states=2, rollouts=6, successes=4, surplus=1)
 
 
-@pytest.mark.parametrize("wave", [1, 3, 6, 7, 100])
-def test_wave_size_does_not_change_what_is_kept(wave):
+# Per rule: (state, attempt) of what is kept of each task, and the rollouts and states that it takes.
+#   until_success goes on from a failure at the same state, up to three times; new_state never does.
+KEPT = {
+    "algorithm": (
+        {"easy": [(0, 0), (0, 1), (0, 2), (2, 0)], "hard": [(1, 1)], "never": []},
+        {"easy": (9, 3), "hard": (12, 4), "never": (12, 4)},
+    ),
+    "until_success": (
+        {"easy": [(0, 0), (2, 0), (3, 0), (4, 1)], "hard": [(1, 1)], "never": []},
+        {"easy": (8, 5), "hard": (11, 4), "never": (12, 4)},
+    ),
+    "new_state": (
+        {"easy": [(0, 0), (2, 0), (3, 0), (5, 0)], "hard": [], "never": []},
+        {"easy": (6, 6), "hard": (12, 12), "never": (12, 12)},
+    ),
+}
+MORE_STATES = {task: rows + ["000"] * 8 for task, rows in TWO_TASKS.items()} | {
+    "easy": [*TWO_TASKS["easy"], "010", "100"]
+}
+
+
+def collected(rule, **options):
     kept = []
-    counts = strikes_of(
-        Script(**TWO_TASKS), tasks=list(TWO_TASKS), wave=wave, on_wave=lambda new, cursors: kept.extend(new)
-    )
-    assert [counts[task].rollouts for task in TWO_TASKS] == [9, 12, 12]
-    assert sorted((record.task, record.state, record.attempt) for record in kept) == [
-        ("easy", 0, 0), ("easy", 0, 1), ("easy", 0, 2), ("easy", 2, 0), ("hard", 1, 1),
-    ]  # fmt: skip
+    script = Script(**MORE_STATES)
+    counts = strikes_of(script, rule=rule, tasks=list(MORE_STATES), on_wave=lambda new, _: kept.extend(new), **options)
+    return counts, {
+        task: sorted((record.state, record.attempt) for record in kept if record.task == task) for task in MORE_STATES
+    }
 
 
-def test_n_strikes_continues_from_its_cursors():
+@pytest.mark.parametrize("wave", [1, 3, 6, 7, 100])
+@pytest.mark.parametrize("rule", STRIKE_RULES)
+def test_what_each_rule_keeps_at_any_wave_size(rule, wave):
+    counts, kept = collected(rule, wave=wave)
+    wanted, cost = KEPT[rule]
+    assert kept == wanted
+    assert {task: (cursor.rollouts, cursor.states) for task, cursor in counts.items()} == cost
+    assert all(cursor.open == () for cursor in counts.values())
+
+
+def test_until_success_spends_no_state_before_it_is_needed():
+    # Two successes are wanted: two states at most run side by side, and the second one has three attempts.
+    script = Script(t=["100", "001", "111"])
+    counts = strikes_of(script, rule="until_success", tasks=["t"], target=2, wave=300)
+    assert script.waves == [[("t", 0), ("t", 1)], [], []]
+    assert counts["t"] == TaskCursor(states=2, rollouts=4, successes=2)
+
+
+def test_until_success_strikes_out_a_state_after_its_last_attempt():
+    counts = strikes_of(Script(t=["000", "100"]), rule="until_success", tasks=["t"], target=1, wave=1)
+    assert counts["t"] == TaskCursor(states=2, rollouts=4, successes=1, struck_out=1)
+
+
+def test_a_rule_that_does_not_exist():
+    with pytest.raises(ValueError, match="rule must be one of algorithm, until_success, new_state; got 'sometimes'"):
+        strikes_of(Script(t=["111"]), rule="sometimes", tasks=["t"])
+
+
+@pytest.mark.parametrize("rule", STRIKE_RULES)
+def test_n_strikes_continues_from_its_cursors(rule):
     whole = []
-    counts = strikes_of(Script(**TWO_TASKS), tasks=list(TWO_TASKS), on_wave=lambda new, _: whole.extend(new))
+    counts = strikes_of(
+        Script(**MORE_STATES), rule=rule, tasks=list(MORE_STATES), on_wave=lambda new, _: whole.extend(new)
+    )
     for breaks_after in (1, 2, 4):
-        parts, cursors = [], {}
+        parts, stored = [], []
 
         class Break(Exception):
             pass
 
-        def save(new, now, parts=parts, cursors=cursors, limit=breaks_after, seen=[], stop=Break):  # noqa: B006
+        def save(new, now, parts=parts, stored=stored, limit=breaks_after, stop=Break):
             parts.extend(new)
-            cursors.update(now)
-            seen.append(1)
-            if len(seen) == limit:
+            stored.append(json.dumps({task: dataclasses.asdict(cursor) for task, cursor in now.items()}))
+            if len(stored) == limit:
                 raise stop
 
         with pytest.raises(Break):
-            strikes_of(Script(**TWO_TASKS), tasks=list(TWO_TASKS), on_wave=save)
+            strikes_of(Script(**MORE_STATES), rule=rule, tasks=list(MORE_STATES), on_wave=save)
+        cursors = {task: TaskCursor.restored(fields) for task, fields in json.loads(stored[-1]).items()}
         final = strikes_of(
-            Script(**TWO_TASKS), tasks=list(TWO_TASKS), initial=cursors, on_wave=lambda new, _, p=parts: p.extend(new)
-        )
+            Script(**MORE_STATES), rule=rule, tasks=list(MORE_STATES), initial=cursors,
+            on_wave=lambda new, _, p=parts: p.extend(new),
+        )  # fmt: skip
         assert final == counts and parts == whole
 
 
