@@ -1,8 +1,11 @@
 """Orbax checkpoints of one stage: atomic, verified on the way in, and never deleted because they failed to load."""
 
 import errno
+import os
 import shutil
+import tempfile
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,9 @@ from cso_jax import telemetry
 # Errors of the machine, not of the checkpoint: nothing is wrong with what is on disk.
 _PASSING = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE}
 
+# orbax looks for its own files with glob patterns made from the whole path, and reads "x:/" as a remote store.
+_MISREAD = frozenset("[]*?\\:")
+
 
 class CheckpointError(RuntimeError):
     """No checkpoint could be read, or the one asked for does not fit; the message says which and why."""
@@ -24,18 +30,20 @@ class Checkpoints:
     """The checkpoints of one stage, `directory/<step>`; the newest `keep` are kept.
 
     What is stored is a pytree of arrays plus a small JSON dictionary. Writing goes through orbax's temporary folder
-    and rename, so a killed process leaves either the old set or the new one.
+    and rename, so a killed process leaves either the old set or the new one. The first save is read back at once.
     """
 
     def __init__(self, directory: str | Path, *, keep: int = 2):
         self.directory = Path(directory).absolute()
         self.directory.mkdir(parents=True, exist_ok=True)
         self._keep = keep
+        self._alias = _plain_alias(self, self.directory) if _MISREAD & set(str(self.directory)) else self.directory
+        self._proven = False
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
         return ocp.CheckpointManager(
-            self.directory,
+            self._alias,
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=self._keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
             ),
@@ -45,13 +53,36 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, tree: Any, meta: dict | None = None) -> None:
-        """Write `tree` as `step`; a finished checkpoint of that step is left as it is."""
+        """Write `tree` as `step`; a finished checkpoint of that step is left as it is.
+
+        Raises CheckpointError if the first one that is written here does not read back as it was: better now than
+        after hours of training.
+        """
         if step in self._manager.all_steps():
             return
         self._manager.save(
             step, args=ocp.args.Composite(tree=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta or {}))
         )
         self._manager.wait_until_finished()
+        if not self._proven:
+            self._prove(step, tree)
+            self._proven = True
+
+    def _prove(self, step: int, tree: Any) -> None:
+        place = self.directory / str(step)
+        try:
+            found, _ = self._read(step)
+        except MemoryError:
+            raise
+        except Exception as error:  # as in restore_latest
+            raise CheckpointError(
+                f"{place} was written and cannot be read back ({_first_line(error)[:120]}); use another --workdir, on "
+                "another file system"
+            ) from error
+        written, read = _leaves(tree), _leaves(found)
+        same = written.keys() == read.keys() and all(_same(value, read[name]) for name, value in written.items())
+        if not same:
+            raise CheckpointError(f"{place} is not read back as it was written; use another --workdir, on another disk")
 
     def restore_latest(self, like: Any) -> tuple[int, Any, dict] | None:
         """The newest readable checkpoint as (step, tree, meta), or None where the stage has none.
@@ -86,14 +117,39 @@ class Checkpoints:
         target.parent.mkdir(exist_ok=True)
         shutil.move(str(self.directory / str(step)), target)
         self._manager = self._open()
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         telemetry.warn(
-            f"checkpoint {self.directory / str(step)} cannot be read ({first_line[:160]}); moved to {target}, "
+            f"checkpoint {self.directory / str(step)} cannot be read ({_first_line(error)[:160]}); moved to {target}, "
             f"{'going on from the one before it' if self.steps() else 'the stage starts again from its beginning'}"
         )
 
     def close(self) -> None:
         self._manager.close()
+
+
+def _plain_alias(owner: Any, directory: Path) -> Path:
+    """A link to `directory` whose own path has no character that orbax misreads; gone with its owner."""
+    folder = Path(tempfile.mkdtemp(prefix="cso_jax_checkpoints_"))
+    link = folder / "stage"
+    link.symlink_to(directory, target_is_directory=True)
+    weakref.finalize(owner, _remove_alias, str(link))
+    return link
+
+
+def _remove_alias(link: str) -> None:
+    try:
+        os.unlink(link)
+        os.rmdir(os.path.dirname(link))
+    except OSError:
+        return  # whoever cleans temporary folders was here first
+
+
+def _same(one: Any, other: Any) -> bool:
+    one, other = np.asarray(one), np.asarray(other)
+    return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _leaves(tree: Any) -> dict[str, Any]:

@@ -79,3 +79,31 @@ def test_other_architecture_is_named(tmp_path):
     with pytest.raises(CheckpointError, match=r"another architecture.*bias: shape \(4,\), expected \(8,\)"):
         checkpoints.restore_latest(learner_state(width=8))
     assert checkpoints.steps() == [1]
+
+
+@pytest.mark.parametrize("name", ["job[3]", "a\\b", "x*y?", "s3:", "plain"])
+def test_any_folder_name_can_be_read_back(tmp_path, name):
+    state = learner_state()
+    checkpoints = Checkpoints(tmp_path / name / "spo")
+    checkpoints.save(1, state)
+    checkpoints.close()
+    again = Checkpoints(tmp_path / name / "spo")
+    step, restored, _ = again.restore_latest(state)
+    assert step == 1
+    assert_equal(restored, state)
+    assert [path.name for path in (tmp_path / name / "spo").iterdir()] == ["1"]
+
+
+@pytest.mark.parametrize("fault", ["unreadable", "different"])
+def test_a_first_save_that_does_not_read_back_is_said_at_once(tmp_path, monkeypatch, fault):
+    checkpoints = Checkpoints(tmp_path / "spo")
+
+    def read(step):
+        if fault == "unreadable":
+            raise ValueError("NOT_FOUND: no metadata\nand forty more lines")
+        return {"a": np.zeros(3)}, {}
+
+    monkeypatch.setattr(checkpoints, "_read", read)
+    with pytest.raises(CheckpointError, match=r"read back.*another --workdir") as raised:
+        checkpoints.save(1, {"a": np.ones(3)})
+    assert "\n" not in str(raised.value)
