@@ -297,10 +297,14 @@ def from_json(text: str) -> ConfigDict:
         raise ConfigError(f"config.json is not JSON: {error}") from None
 
 
+def relevant(config: ConfigDict) -> dict[str, Any]:
+    """As `flatten`, without the keys that change no result."""
+    return {k: v for k, v in flatten(config).items() if not k.startswith(_NEUTRAL) and k != "name"}
+
+
 def fingerprint(config: ConfigDict) -> str:
     """A short hash of everything that changes the results."""
-    relevant = {k: v for k, v in flatten(config).items() if not k.startswith(_NEUTRAL) and k != "name"}
-    return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(relevant(config), sort_keys=True).encode()).hexdigest()[:12]
 
 
 def differences(stored: dict, config: ConfigDict) -> dict[str, str]:

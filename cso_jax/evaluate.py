@@ -53,9 +53,11 @@ def _parse(arguments: list[str]) -> tuple[Path, str, int]:
 def _evaluate(config, workdir: Path, stage: str, episodes: int, stop) -> None:
     from cso_jax.evaluation import run_evaluation
     from cso_jax.files import append_jsonl, read_jsonl
+    from cso_jax.stages import provenance
     from cso_jax.stages.run import open_run
     from cso_jax.statistics import wilson
 
+    provenance.finish(config, workdir, stage)  # rows of a policy that is no longer there do not count
     name = f"evaluation_{stage}.jsonl"
     if not (workdir / name).exists():
         append_jsonl(workdir / name, [r for r in read_jsonl(workdir / "episodes.jsonl") if r["stage"] == stage])

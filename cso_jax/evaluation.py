@@ -5,12 +5,11 @@ The policy is the one that was trained: same temperature, same top-k. Success is
 """
 
 import importlib.metadata
-import json
 
-from cso_jax import config as configs
 from cso_jax import envs, telemetry
 from cso_jax.envs.protocol import require_eval
-from cso_jax.files import append_jsonl, atomic_write_text, read_jsonl
+from cso_jax.files import append_jsonl, read_jsonl
+from cso_jax.results import ROWS, write_results
 from cso_jax.rollout.actor import make_act
 from cso_jax.rollout.episodes import ActFn, EpisodeRecord, EpisodeRequest, Interrupted
 from cso_jax.stages.run import Run, Stopped
@@ -19,7 +18,7 @@ from cso_jax.statistics import wilson
 _VERSIONED = ("cso_jax", "jax", "mujoco", "metaworld", "robosuite", "hf-libero")
 
 
-def run_evaluation(run: Run, stage: str, *, episodes_per_task: int | None = None, rows_file: str = "episodes.jsonl"):
+def run_evaluation(run: Run, stage: str, *, episodes_per_task: int | None = None, rows_file: str = ROWS):
     """Evaluate the policy that `stage` left, on the episodes that have no row in `rows_file` yet.
 
     Returns the rows of the stage, and writes `results.json` when they are complete and in the run's own file.
@@ -51,8 +50,8 @@ def run_evaluation(run: Run, stage: str, *, episodes_per_task: int | None = None
                 bar.set_postfix({"success": wins / (first + len(records))})
     wanted = {run.eval_init(task, number).name for number in range(episodes_per_task) for task in run.tasks}
     rows = [row for row in read_jsonl(rows_path) if row["stage"] == stage and row["init"] in wanted]
-    if rows_file == "episodes.jsonl":
-        _write_results(run)
+    if rows_file == ROWS:
+        write_results(run.config, run.workdir)
     successes = sum(row["success"] for row in rows)
     low, high = wilson(successes, len(rows))
     telemetry.log(
@@ -125,12 +124,3 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def _write_results(run: Run) -> None:
-    results: dict = {"config_hash": configs.fingerprint(run.config)}
-    for row in read_jsonl(run.workdir / "episodes.jsonl"):
-        cell = results.setdefault(row["stage"], {}).setdefault(row["task"], {"successes": 0, "episodes": 0})
-        cell["successes"] += bool(row["success"])
-        cell["episodes"] += 1
-    atomic_write_text(run.workdir / "results.json", json.dumps(results, indent=2))

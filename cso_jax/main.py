@@ -24,44 +24,51 @@ def cascade(config, workdir: Path, stop=None) -> Path:
     from cso_jax import report
     from cso_jax.evaluation import run_evaluation
     from cso_jax.report import videos
-    from cso_jax.stages import codebook, demos, imitation, rsft, spo
+    from cso_jax.stages import codebook, demos, imitation, provenance, rsft, spo
     from cso_jax.stages.run import open_run
 
     run = open_run(config, workdir, stop)
     run.clock.watch_compilation(log_above=5.0)
     timing = workdir / "timing.json"
 
-    def stage(name, function, *arguments):
+    def step(name, function, *arguments):
         try:
             function(run, *arguments)
         finally:
             run.clock.save(timing, name)
+
+    def stage(name, function, *arguments):
+        provenance.begin(config, workdir, name)
+        step(name, function, *arguments)
+        provenance.finish(config, workdir, name)
 
     try:
         # 1. The QueST base policy: demonstrations, skill codebook (Eq. 1), skill prior (Eq. 2).
         stage("demos", demos.run_stage)
         stage("codebook", codebook.run_stage)
         stage("imitation", imitation.run_stage)
-        stage("evaluate imitation", run_evaluation, "imitation")
+        step("evaluate imitation", run_evaluation, "imitation")
         latest = "imitation"
 
         # 2. R-SFT: fine-tune on the policy's own successes (Eq. 6), then freeze the encoder.
         if config.rsft.enabled:
             stage("rsft", rsft.run_stage)
-            stage("evaluate rsft", run_evaluation, "rsft")
+            step("evaluate rsft", run_evaluation, "rsft")
             latest = "rsft"
 
         # 3. SPO: groups from one initial state, a clipped ratio per skill (Eq. 7-9).
         if config.spo.enabled:
             stage("spo", spo.run_stage, latest)
-            stage("evaluate spo", run_evaluation, "spo")
+            step("evaluate spo", run_evaluation, "spo")
             latest = "spo"
 
         # 4. What came of it.
-        stage("report", videos.run_stage, latest)
+        step("report", videos.run_stage, latest)
         page = report.build(workdir)
         telemetry.show(report.text_tables(workdir))
         telemetry.log(f"report: {page}")
+        growing = (f"--config.{key}={configs.flatten(config)[key]}" for key in provenance.GROWING)
+        telemetry.log(f"the same command with a larger {' or '.join(growing)} goes on from here")
         return page
     finally:
         run.close()

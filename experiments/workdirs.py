@@ -20,37 +20,22 @@ from cso_jax import config as configs
 from cso_jax import envs
 from cso_jax.checkpoints import Checkpoints
 from cso_jax.files import append_jsonl, atomic_write_text, read_jsonl
+from cso_jax.stages import provenance, table
 from cso_jax.telemetry import PhaseClock
 
-# Sections of the config that a stage does not depend on; every other key makes a stage of its own. The codebook's
-# checkpoint holds the untrained encoder and prior too, so these sections bear on it.
-_AFTER_CODEBOOK = ("imitation", "sampling", "execution_horizon", "rsft", "spo", "evaluation", "rollout")
-_INDEPENDENT: dict[str, tuple[str, ...]] = {
-    "demos": (*_AFTER_CODEBOOK, "codebook", "autoencoder", "encoder", "prior"),
-    "codebook": _AFTER_CODEBOOK,
-    "imitation": tuple(section for section in _AFTER_CODEBOOK if section != "imitation"),
-    "evaluate imitation": ("rsft", "spo"),
-    "rsft": ("sampling", "evaluation", "spo"),
-    "evaluate rsft": ("spo",),
-}
-_NEEDS = {"evaluate imitation": "imitation", "rsft": "imitation", "evaluate rsft": "rsft"}
-_FOLDERS = {
-    "demos": ("demos",),
-    "codebook": ("checkpoints/codebook", "codebook_usage.json"),
-    "imitation": ("checkpoints/imitation", "task_embedding.npz"),
-    "rsft": ("checkpoints/rsft", "rsft", "rsft_summary.json"),
-}
-_METRICS = {"rsft": ("rsft", "rsft_collect")}
+_SHARED = ("demos", "codebook", "imitation", "rsft")  # what a variant may take from its base
 
 
 def shared_stages(base: ConfigDict, config: ConfigDict) -> list[str]:
     """The stages (and evaluations) whose outcome is the same under both configs, in the order of the cascade."""
-    different = {key.split(".")[0] for key in configs.differences(json.loads(configs.to_json(base)), config)}
+    different = configs.differences(json.loads(configs.to_json(base)), config)
     shared: list[str] = []
-    for stage, independent in _INDEPENDENT.items():
-        needed = _NEEDS.get(stage)
-        if different <= set(independent) and (needed is None or needed in shared):
-            shared.append(stage)
+    for stage in _SHARED:
+        if any(table.depends(stage, key, config) for key in different):
+            continue
+        shared.append(stage)
+        if stage in table.EVALUATED and not any(table.reads(table.EVALUATION_READS, key) for key in different):
+            shared.append(f"evaluate {stage}")
     return shared
 
 
@@ -61,7 +46,7 @@ def prepare(workdir: Path, base: Path, config: ConfigDict, notes: dict[str, Any]
     before = configs.from_json((base / "config.json").read_text())
     shared = shared_stages(before, config)
     with _assembled(workdir) as draft:
-        _take_stages(base, draft, [stage for stage in shared if stage in _FOLDERS])
+        _take_stages(base, draft, [stage for stage in shared if stage in _SHARED])
         evaluated = [stage.removeprefix("evaluate ") for stage in shared if stage.startswith("evaluate ")]
         append_jsonl(
             draft / "episodes.jsonl", [r for r in read_jsonl(base / "episodes.jsonl") if r["stage"] in evaluated]
@@ -103,7 +88,8 @@ def _assembled(workdir: Path) -> Iterator[Path]:
 
 def _take_stages(base: Path, draft: Path, stages: Sequence[str]) -> None:
     for stage in stages:
-        for name in _FOLDERS[stage]:
+        beside = ("task_embedding.npz",) if stage == "imitation" else ()
+        for name in (*table.STAGES[stage].outputs, *beside):
             source = base / name
             if source.is_dir():
                 shutil.copytree(source, draft / name, copy_function=_link)
@@ -121,11 +107,15 @@ def _link(source: str, target: str) -> str:
 
 
 def _copy_account(base: Path, draft: Path, shared: Sequence[str]) -> None:
-    logged = {name for stage in shared for name in _METRICS.get(stage, (stage,))}
+    logged = {name for stage in shared if stage in _SHARED for name in (stage, *table.STAGES[stage].metrics)}
     append_jsonl(draft / "metrics.jsonl", [r for r in read_jsonl(base / "metrics.jsonl") if r["stage"] in logged])
     timing = PhaseClock.load(base / "timing.json")
     kept = {stage: phases for stage, phases in timing.items() if stage in shared}
     atomic_write_text(draft / "timing.json", json.dumps(kept, indent=1))
+    records = base / provenance.RECORDS
+    if records.exists():
+        made = {stage: record for stage, record in json.loads(records.read_text()).items() if stage in shared}
+        atomic_write_text(draft / provenance.RECORDS, json.dumps(made, indent=1))
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import fcntl
-import json
 import os
 import signal
 import threading
@@ -22,8 +21,8 @@ from cso_jax import envs, learner, policy, telemetry
 from cso_jax.checkpoints import Checkpoints, fit_structure
 from cso_jax.data import language
 from cso_jax.envs.protocol import EnvSpec, EvalInit, TrainInit
-from cso_jax.files import atomic_write_text
 from cso_jax.rollout.pool import WorkerPool
+from cso_jax.stages import provenance, table
 
 # Train indices are cut into ranges so that no two stages of a run, nor two seeds, learn from the same initial state.
 _RANGES = {"demos": 0, "rsft": 1_000_000, "spo": 2_000_000}
@@ -150,7 +149,7 @@ def _number(part: str | int) -> int:
 def open_run(config: ConfigDict, workdir: Path, stop: threading.Event | None = None) -> Run:
     """Prepare a workdir: refuse one of another config, write its config, build networks and logs.
 
-    Raises RunError with the differences where the workdir was made with a config that gives other results.
+    Raises ConfigError with the differences where the workdir was made with a config that gives other results.
     """
     if config.seed >= MAX_SEED:
         raise configs.ConfigError(f"config.seed must be below {MAX_SEED}; got {config.seed}")
@@ -162,6 +161,9 @@ def open_run(config: ConfigDict, workdir: Path, stop: threading.Event | None = N
     except (ValueError, ImportError, FileNotFoundError) as error:
         raise configs.ConfigError(str(error)) from None
     _check_shares(config, jax.device_count())
+    changed = provenance.changed_keys(config, workdir)
+    if any(table.reads(("encoder", "env"), key) for key in changed):
+        (workdir / _TASK_EMBEDDING).unlink(missing_ok=True)
     embedding = _task_embedding(config, workdir, tasks, sentences)
     try:
         spec = envs.spec(settings)
@@ -172,7 +174,7 @@ def open_run(config: ConfigDict, workdir: Path, stop: threading.Event | None = N
     workdir.mkdir(parents=True, exist_ok=True)
     for leftover in workdir.rglob(".*.tmp"):  # of writes that a killed run did not finish
         leftover.unlink()
-    _settle_config(config, workdir)
+    provenance.accept(config, workdir, changed)
     if embedding is not None and not (workdir / _TASK_EMBEDDING).exists():
         language.save(workdir / _TASK_EMBEDDING, tasks, embedding)
     return Run(
@@ -205,42 +207,6 @@ def _task_embedding(
         )
     except language.LanguageError as error:
         raise configs.ConfigError(str(error)) from None
-
-
-def _settle_config(config: ConfigDict, workdir: Path) -> None:
-    """Write the config, or hold it against the one that is there; values of stages not yet begun may change."""
-    stored = workdir / "config.json"
-    if stored.exists():
-        try:
-            before = json.loads(stored.read_text())
-        except ValueError:
-            raise RunError(f"{stored} is not JSON; put it back, or use another --workdir") from None
-        differences = {
-            key: line
-            for key, line in configs.differences(before, config).items()
-            if key.split(".")[0] not in _OUTPUTS or _has_output(workdir, key.split(".")[0])
-        }
-        if differences:
-            raise RunError(
-                f"{workdir} was made with another config; use another --workdir, or the values it was made with:\n"
-                + "\n".join("  " + line for line in differences.values())
-            )
-    if not stored.exists() or stored.read_text() != configs.to_json(config):
-        atomic_write_text(stored, configs.to_json(config))
-
-
-# What a section of the config has made once its stage has begun; sections that are not named here bear on everything.
-_OUTPUTS = {
-    "demos": ("demos/*.hdf5",),
-    "codebook": ("checkpoints/codebook/[0-9]*",),
-    "imitation": ("checkpoints/imitation/[0-9]*",),
-    "rsft": ("rsft/*.hdf5", "checkpoints/rsft/[0-9]*"),
-    "spo": ("checkpoints/spo/[0-9]*",),
-}
-
-
-def _has_output(workdir: Path, section: str) -> bool:
-    return any(True for pattern in _OUTPUTS[section] for _ in workdir.glob(pattern))
 
 
 def usable_cpus() -> int:

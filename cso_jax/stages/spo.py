@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from cso_jax import learner, policy, telemetry
-from cso_jax.checkpoints import Checkpoints
+from cso_jax.checkpoints import Checkpoints, fit_structure
 from cso_jax.data.packing import minibatches
 from cso_jax.envs.protocol import TrainInit
 from cso_jax.evaluation import rollout
@@ -28,9 +28,10 @@ _DRIFT_ALARM = 1e-3
 def run_stage(run: Run, start_from: str) -> None:
     """Improve the policy that the stage `start_from` left for `config.spo.iterations` iterations.
 
-    Raises RunError for a loss that is not finite (nothing of that iteration is saved), Stopped when asked to stop.
+    A finished stage goes on where the config asks for more iterations than it has. Raises RunError for a loss that is
+    not finite (nothing of that iteration is saved), Stopped when asked to stop.
     """
-    if run.finished(STAGE):
+    if _finished(run):
         return
     settings = run.config.spo
     before = run.variables(start_from)
@@ -82,6 +83,17 @@ def run_stage(run: Run, start_from: str) -> None:
     checkpoints.close()
 
 
+def _finished(run: Run) -> bool:
+    found = run.checkpoints(STAGE).restore_latest(None)
+    if found is None or not found[2]["final"]:
+        return False
+    step, _, meta = found
+    if step < run.config.spo.iterations and meta["empty"] == _EMPTY_ITERATIONS:
+        telemetry.log(f"SPO ended after iteration {step}, when no group taught any more: it does not go on")
+        return True
+    return step >= run.config.spo.iterations
+
+
 def _learner(run: Run, variables: policy.Variables) -> tuple[LearnerState, learner.Update]:
     """What is trained from the policy `variables` on, and how."""
     settings = run.config.spo
@@ -119,11 +131,15 @@ def _learner(run: Run, variables: policy.Variables) -> tuple[LearnerState, learn
 
 def _resume(checkpoints: Checkpoints, state: LearnerState, run: Run) -> tuple[LearnerState, int, dict[str, list], int]:
     """State, iterations done, record of mixed groups by task, and iterations in a row without any."""
-    found = checkpoints.restore_latest(state)
+    found = checkpoints.restore_latest(None)
     memory: dict[str, list] = {task: [1.0, 2.0] for task in run.tasks}
     if found is None:
         return learner.replicate(state, run.mesh), 0, memory, 0
     step, stored, meta = found
+    if CRITIC in stored:  # a finished stage that goes on
+        stored = {**stored, "trainable": {**stored["trainable"], CRITIC: stored[CRITIC]}}
+        del stored[CRITIC]
+    stored = fit_structure(stored, state, checkpoints.directory / str(step))
     state = jax.tree.map(lambda value, like: jax.numpy.asarray(value, like.dtype), stored, state)
     return learner.replicate(state, run.mesh), step, meta["frontier"], meta["empty"]
 
@@ -133,7 +149,13 @@ def _without_critic(state: LearnerState) -> Any:
     if CRITIC not in state.trainable:
         return state
     trainable = {part: values for part, values in state.trainable.items() if part != CRITIC}
-    return {"step": state.step, "trainable": trainable, "fixed": state.fixed, CRITIC: state.trainable[CRITIC]}
+    return {
+        "step": state.step,
+        "trainable": trainable,
+        "fixed": state.fixed,
+        "opt_state": state.opt_state,
+        CRITIC: state.trainable[CRITIC],
+    }
 
 
 def collect(

@@ -1,0 +1,285 @@
+"""A stage is valid for its inputs: what changed inputs and removed outputs do to what was made from them."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from cso_jax import config as configs
+from cso_jax import defaults
+from cso_jax.checkpoints import Checkpoints
+from cso_jax.files import append_jsonl, atomic_write_text, read_jsonl
+from cso_jax.results import write_results
+from cso_jax.stages import provenance, table
+
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "tests" / "configs" / "fake.py"
+
+
+# ------------------------------------------------------------------------------------------------ the table
+
+
+@pytest.mark.parametrize(
+    ("key", "stages"),
+    [
+        ("env.horizon", {"demos", "codebook", "imitation", "rsft", "spo"}),
+        ("something.new", {"demos", "codebook", "imitation", "rsft", "spo"}),
+        ("demos.noise", {"demos", "codebook", "imitation", "rsft", "spo"}),
+        ("demos.label", {"codebook", "imitation", "rsft", "spo"}),
+        ("prior.width", {"codebook", "imitation", "rsft", "spo"}),
+        ("imitation.steps", {"imitation", "rsft", "spo"}),
+        ("rsft.steps", {"rsft", "spo"}),
+        ("sampling.top_k", {"spo"}),
+        ("spo.clip_low", {"spo"}),
+        ("evaluation.episodes_per_task", set()),
+    ],
+)
+def test_which_stages_depend_on_a_key(key, stages):
+    config = defaults.metaworld()
+    assert {name for name in table.STAGES if table.depends(name, key, config)} == stages
+
+
+def test_without_rsft_spo_starts_from_imitation():
+    config = defaults.metaworld()
+    with config.unlocked():
+        config.rsft.enabled = False
+    assert table.needs("spo", config) == ("imitation",)
+    assert not table.depends("spo", "rsft.steps", config)
+    with config.unlocked():
+        config.rsft.demo_fraction = 0.5
+    assert table.needs("rsft", config) == ("imitation", "demos", "codebook")
+
+
+# ------------------------------------------------------------------------------------------ a workdir of small files
+
+
+class Workdir:
+    """A finished run as far as provenance can tell: arrays of one number, one row and one video per evaluation."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.config = defaults.metaworld()
+        self.marks = {}
+        provenance.accept(self.config, folder, [])
+        (folder / "demos").mkdir()
+        (folder / "demos" / "reach-v3.hdf5").write_bytes(b"demonstrations")
+        for number, name in enumerate(table.STAGES):
+            self.make(name, number)
+
+    def make(self, name, value):
+        provenance.begin(self.config, self.folder, name)
+        if name != "demos" and not table.found_outputs(name, self.folder):
+            checkpoints = Checkpoints(self.folder / "checkpoints" / name)
+            checkpoints.save(1, {"fixed": {}, "trainable": {"prior": np.full(2, value)}}, {"final": True})
+            checkpoints.close()
+        provenance.finish(self.config, self.folder, name)
+        if name in table.EVALUATED and not any(row["stage"] == name for row in self.rows()):
+            append_jsonl(self.folder / "episodes.jsonl", [{"stage": name, "task": "t", "init": "i", "success": True}])
+            append_jsonl(self.folder / "metrics.jsonl", [{"stage": name, "step": 1}])
+            atomic_write_text(self.folder / "videos" / f"{name}_t_success.gif", "a video")
+            write_results(self.config, self.folder)
+
+    def rows(self):
+        return read_jsonl(self.folder / "episodes.jsonl")
+
+    def change(self, **values):
+        with self.config.unlocked():
+            self.config.update_from_flattened_dict({key.replace("__", "."): value for key, value in values.items()})
+        changed = provenance.changed_keys(self.config, self.folder)
+        provenance.accept(self.config, self.folder, changed)
+        return changed
+
+    def remove(self, name):
+        for place in table.found_outputs(name, self.folder):
+            shutil.rmtree(place)
+
+    def evaluated(self):
+        """Stages with rows, with results and with videos: the same ones, or it fails."""
+        results = json.loads((self.folder / "results.json").read_text())
+        by_rows = {row["stage"] for row in self.rows()}
+        by_videos = {path.name.split("_")[0] for path in (self.folder / "videos").glob("*")}
+        assert by_rows == by_videos == results.keys() - {"config_hash"}
+        return by_rows
+
+    def begun(self):
+        return [name for name in table.STAGES if table.found_outputs(name, self.folder)]
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    return Workdir(tmp_path)
+
+
+EVERYTHING = ["demos", "codebook", "imitation", "rsft", "spo"]
+
+
+def test_a_stage_that_comes_out_the_same_keeps_what_follows(workdir):
+    workdir.remove("imitation")
+    for number, name in enumerate(table.STAGES):
+        workdir.make(name, number)
+    assert workdir.begun() == EVERYTHING and workdir.evaluated() == {"imitation", "rsft", "spo"}
+    assert not (workdir.folder / "superseded").exists()
+
+
+def test_a_stage_that_comes_out_otherwise_takes_its_rows_and_what_follows_with_it(workdir, capsys):
+    workdir.remove("imitation")
+    workdir.make("imitation", 77)
+    assert workdir.evaluated() == {"imitation", "rsft", "spo"}  # imitation's row is new
+    old = list((workdir.folder / "superseded").glob("imitation-*/episodes.jsonl"))
+    assert len(old) == 1 and len(read_jsonl(old[0])) == 1
+    provenance.begin(workdir.config, workdir.folder, "rsft")
+    assert workdir.begun() == ["demos", "codebook", "imitation", "spo"] and workdir.evaluated() == {"imitation", "spo"}
+    assert [row["stage"] for row in read_jsonl(workdir.folder / "metrics.jsonl")] == ["imitation", "spo", "imitation"]
+    (kept,) = (workdir.folder / "superseded").glob("rsft-*")
+    assert (kept / "checkpoints" / "rsft" / "1").is_dir() and (kept / "videos" / "rsft_t_success.gif").exists()
+    assert "R-SFT: what it was made from has changed; it is made again" in capsys.readouterr().err
+    workdir.make("rsft", 3)  # comes out as before, so SPO is valid after all
+    workdir.make("spo", 4)
+    assert workdir.begun() == EVERYTHING and workdir.evaluated() == {"imitation", "rsft", "spo"}
+
+
+def test_changed_values_of_a_removed_stage_make_the_later_ones_again(workdir):
+    workdir.remove("imitation")
+    assert workdir.change(imitation__steps=7, rsft__steps=5) == ["imitation.steps", "rsft.steps"]
+    assert workdir.begun() == ["demos", "codebook"]
+    assert not (workdir.folder / "checkpoints" / "rsft").exists()
+    assert workdir.rows()[0]["stage"] == "imitation"  # until the new policy is there
+    workdir.make("imitation", 9)
+    assert workdir.evaluated() == {"imitation"}
+
+
+def test_changed_demonstrations_make_everything_again(workdir):
+    workdir.remove("demos")
+    workdir.change(demos__per_task=30)
+    assert workdir.begun() == []
+    assert len(list((workdir.folder / "superseded").glob("*/checkpoints/*/1"))) == 4
+
+
+def test_removed_demonstrations_are_no_longer_needed(workdir):
+    workdir.remove("demos")
+    assert workdir.change() == []
+    for name in table.STAGES:
+        workdir.make(name, 0)
+    assert workdir.begun() == ["codebook", "imitation", "rsft", "spo"] and len(workdir.evaluated()) == 3
+
+
+@pytest.mark.parametrize(
+    ("removed", "change", "holders"),
+    [
+        ("", {"imitation__steps": 7}, "imitation"),
+        ("spo", {"rsft__steps": 7}, "R-SFT"),
+        ("", {"sampling__top_k": 3}, "SPO, evaluations"),
+        ("spo", {"sampling__top_k": 3}, "evaluations"),
+        ("demos", {"env__horizon": 300}, "codebook, imitation, R-SFT, SPO"),
+        ("demos", {"demos__label": "expert"}, "codebook, imitation"),
+        ("", {"demos__per_task": 30}, "demonstrations, codebook, imitation"),
+        ("", {"spo__iterations": 3}, "SPO; it can only grow"),
+        ("", {"evaluation__episodes_per_task": 3}, "evaluations; it can only grow"),
+    ],
+)
+def test_values_that_contradict_what_is_there_are_refused(workdir, removed, change, holders):
+    if removed:
+        workdir.remove(removed)
+    before = (workdir.folder / "config.json").read_text(), workdir.begun(), workdir.evaluated()
+    with pytest.raises(configs.ConfigError, match="was made with another config") as raised:
+        workdir.change(**change)
+    (key,) = change
+    lines = str(raised.value).splitlines()
+    assert len(lines) == 2 and all(len(line) < 300 for line in lines)
+    assert lines[1].startswith(f"  config.{key.replace('__', '.')}: ") and lines[1].endswith(f"({holders})")
+    assert before == ((workdir.folder / "config.json").read_text(), workdir.begun(), workdir.evaluated())
+
+
+def test_more_iterations_and_episodes_are_taken(workdir):
+    assert workdir.change(spo__iterations=40, evaluation__episodes_per_task=60) == [
+        "evaluation.episodes_per_task", "spo.iterations",
+    ]  # fmt: skip
+    assert workdir.begun() == EVERYTHING and len(workdir.evaluated()) == 3
+
+
+def test_a_workdir_without_records_is_taken_as_it_is(workdir):
+    (workdir.folder / "stages.json").unlink()
+    for number, name in enumerate(table.STAGES):
+        workdir.make(name, number)
+    assert workdir.begun() == EVERYTHING and len(workdir.evaluated()) == 3
+    assert json.loads((workdir.folder / "stages.json").read_text())["spo"]["from"].keys() == {"rsft"}
+
+
+def test_official_files_are_told_apart_by_their_sizes(tmp_path):
+    config = defaults.libero()
+    with config.unlocked():
+        config.data = "official"
+        config.env.tasks = ("left",)
+        config.env.name = "fake"
+        config.demos.folder = str(tmp_path)
+    (tmp_path / "left_demo.hdf5").write_bytes(b"1")
+    one = provenance._demonstrations_mark(config)
+    (tmp_path / "left_demo.hdf5").write_bytes(b"12")
+    assert one != provenance._demonstrations_mark(config)
+    (tmp_path / "left_demo.hdf5").unlink()
+    assert provenance._demonstrations_mark(config) is None
+
+
+# ------------------------------------------------------------------------------------------------ whole runs
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The command of a whole run on the fake environment."""
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PLATFORMS": "cpu",
+    }
+
+    def call(workdir, *changes):
+        command = [sys.executable, "-m", "cso_jax.main", f"--config={CONFIG}", f"--workdir={workdir}"]
+        command += [f"--config.{change}" for change in ("env.tasks=left,right", "report.videos=0", *changes)]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    return call
+
+
+def sorted_rows(workdir):
+    return sorted(json.dumps(row, sort_keys=True) for row in read_jsonl(workdir / "episodes.jsonl"))
+
+
+def final(workdir, stage="spo"):
+    return Checkpoints(workdir / "checkpoints" / stage).restore_latest(None)
+
+
+def test_rows_are_those_of_the_policy_that_is_there(run, tmp_path):
+    short = ("codebook.steps=100", "rsft.steps=5", "spo.iterations=1")
+    again, fresh = tmp_path / "again[1]", tmp_path / "fresh"
+    run(again, *short, "imitation.steps=10")
+    old = sorted_rows(again)
+    shutil.rmtree(again / "checkpoints" / "imitation")
+    run(again, *short, "imitation.steps=800")
+    run(fresh, *short, "imitation.steps=800")
+    assert sorted_rows(again) == sorted_rows(fresh) != old
+    assert json.loads((again / "results.json").read_text()) == json.loads((fresh / "results.json").read_text())
+    steps = [[row["step"] for row in read_jsonl(w / "metrics.jsonl") if row["stage"] == "imitation"]
+             for w in (again, fresh)]  # fmt: skip
+    assert steps[0] == steps[1]
+
+
+@pytest.mark.parametrize("changes", [(), ("spo.critic=true",)], ids=["spo", "critic"])
+def test_a_finished_run_grows(run, tmp_path, changes):
+    short = ("codebook.steps=100", "imitation.steps=100", "rsft.steps=5", *changes)
+    grown, whole = tmp_path / "grown", tmp_path / "whole"
+    said = run(grown, *short, "spo.iterations=1", "evaluation.episodes_per_task=2")
+    assert "larger --config.spo.iterations=1 or --config.evaluation.episodes_per_task=2 goes on from here" in said
+    run(grown, *short, "spo.iterations=3", "evaluation.episodes_per_task=4")
+    run(whole, *short, "spo.iterations=3", "evaluation.episodes_per_task=4")
+    assert final(grown)[0] == final(whole)[0] == 3
+    jax.tree.map(np.testing.assert_array_equal, final(grown)[1], final(whole)[1])
+    assert sorted_rows(grown) == sorted_rows(whole)
+    assert json.loads((grown / "results.json").read_text()) == json.loads((whole / "results.json").read_text())
