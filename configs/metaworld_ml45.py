@@ -4,7 +4,7 @@
 
 The paper reports 85.0 % after imitation (Table 7) and 97.3 % after CSO (Figure 2). It needs a GPU, and here it has only
 been run at `--config.scale=smoke`: neither its success nor its time is known yet. The paper leaves open the numbers of
-training steps of the two QueST stages, the rollout temperature and top-k; `cso_jax/defaults.py` says what is used.
+training steps of the two QueST stages, the rollout temperature and top-k: docs/paper_choices.md says what is used.
 """
 
 from cso_jax import defaults

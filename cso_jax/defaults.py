@@ -1,6 +1,7 @@
 """The values of a configuration: the paper's defaults for each benchmark, and how a smoke run shrinks them.
 
-A config file starts from `metaworld()` or `libero()` and changes what its experiment changes.
+A config file starts from `metaworld()` or `libero()` and changes what its experiment changes. docs/paper_choices.md
+lists every value for which the paper is silent, contradicts itself or is not followed, with the reason.
 """
 
 from typing import Any
@@ -141,10 +142,7 @@ def metaworld() -> ConfigDict:
 
 
 def libero() -> ConfigDict:
-    """The paper's values (section 5 and Appendix E) for a LIBERO suite from pixels, locked.
-
-    Where the paper is silent (image size of the policy, execution horizon, temperature, top-k), QueST's values.
-    """
+    """The paper's values (section 5, Appendix E) for a LIBERO suite from pixels, locked; QueST's where it has none."""
     config = metaworld()
     with config.unlocked():
         env = config.env
