@@ -59,9 +59,9 @@ def paired_comparison(
     Rows hold "task", "init", "seed" and "success", and "state" where initial states of several names are the same; a
     repeated episode counts once, the last row wins, and episodes that only one side has are left out. The interval is
     the normal approximation for the mean paired difference b - a with the initial state as the unit, because seeds
-    that share one are not independent. Where every pair has the same difference it has no width; the Agresti-Min
-    interval (half a pair added to each outcome) takes its place. `p` is the exact McNemar test over the `gained` and
-    `lost` pairs. Without pairs the result is n = 0 and (-1, 1).
+    that share one are not independent. Where every initial state has the same difference it has no width; the
+    Agresti-Min interval (half a state added to each outcome) takes its place. `p` is the exact McNemar test over the
+    `gained` and `lost` pairs. Without pairs the result is n = 0 and (-1, 1).
     """
     rows_a, rows_b = list(rows_a), list(rows_b)
     states = {(str(row["task"]), str(row["init"])): str(row.get("state", row["init"])) for row in [*rows_a, *rows_b]}
@@ -71,18 +71,20 @@ def paired_comparison(
     if n == 0:
         return PairedComparison(0, 0, math.nan, math.nan, 0.0, -1.0, 1.0, 0.0, 0, 0, 1.0)
     differences = [int(episodes_b[key]) - int(episodes_a[key]) for key in shared]
-    mean = sum(differences) / n
-    residuals: dict[tuple[str, str], float] = {}
+    total = sum(differences)
+    mean = total / n
+    # n times the residuals: whole numbers, so that states which all differ alike leave exactly nothing.
+    residuals: dict[tuple[str, str], int] = {}
     for (task, init, _), difference in zip(shared, differences, strict=True):
         cluster = (task, states[task, init])
-        residuals[cluster] = residuals.get(cluster, 0.0) + difference - mean
+        residuals[cluster] = residuals.get(cluster, 0) + n * difference - total
     clusters = len(residuals)
-    spread = math.sqrt(sum(value**2 for value in residuals.values()))
+    spread = math.sqrt(sum(value**2 for value in residuals.values())) / n
     error = spread / n * math.sqrt(clusters / (clusters - 1)) if clusters > 1 else 0.0
     if error > 0:
         low, high = mean - z_interval * error, mean + z_interval * error
     else:
-        low, high = _agresti_min(differences, z_interval)
+        low, high = _agresti_min(differences, clusters, z_interval)
     gained, lost = differences.count(1), differences.count(-1)
     return PairedComparison(
         n=n,
@@ -109,13 +111,14 @@ def exact_sign_test(gained: int, lost: int) -> float:
 def mean_and_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float, float]:
     """Returns mean, low and high of a quantity over independent seeds, by Student's t.
 
-    One seed says nothing about the spread: low and high are then NaN. Raises ValueError for an empty sequence.
+    One seed says nothing about the spread, and neither do seeds that happen to agree to the last digit (shares of few
+    episodes do): low and high are then NaN. Raises ValueError for an empty sequence.
     """
     n = len(values)
     if n == 0:
         raise ValueError("expected at least one value, found none")
     mean = math.fsum(values) / n
-    if n == 1:
+    if n == 1 or math.isclose(min(values), max(values), rel_tol=1e-12, abs_tol=1e-12):
         return mean, math.nan, math.nan
     from scipy.special import stdtrit
 
@@ -128,9 +131,11 @@ def _by_episode(rows: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str, str],
     return {(str(row["task"]), str(row["init"]), str(row.get("seed"))): bool(row["success"]) for row in rows}
 
 
-def _agresti_min(differences: Sequence[int], z: float) -> tuple[float, float]:
-    n = len(differences) + 2
-    mean = sum(differences) / n
-    variance = (sum(value**2 for value in differences) + 1) / n - mean**2
+def _agresti_min(differences: Sequence[int], units: int, z: float) -> tuple[float, float]:
+    """As for `units` independent pairs with these shares of outcomes."""
+    n = units + 2
+    share = units / len(differences)
+    mean = share * sum(differences) / n
+    variance = (share * sum(value**2 for value in differences) + 1) / n - mean**2
     half = z * math.sqrt(variance / n)
     return mean - half, mean + half

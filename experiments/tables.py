@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import math
 import statistics as stdlib_statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -169,13 +170,13 @@ def by_seed_text(rows: Sequence[results.Row], reference: Sequence[results.Row]) 
 
 
 def seeds_text(differences: Sequence[float]) -> str | None:
-    """Differences, one per seed, in points, and their Student interval; None where there are none."""
+    """Differences, one per seed, in points, and their Student interval where they vary; None where there are none."""
     if not differences:
         return None
     text = " ".join(f"{100 * one:+.1f}" for one in differences)
-    if len(differences) == 1:
-        return text
     _, low, high = mean_and_interval(differences)
+    if math.isnan(low):
+        return text
     return f"{text} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
 

@@ -89,6 +89,17 @@ def test_seeds_that_share_an_initial_state_add_no_certainty():
     assert (named.low, named.high) == pytest.approx((once.low, once.high))
 
 
+def test_states_that_all_differ_alike_still_have_an_interval():
+    # Three seeds share six states; b succeeds in one seed only, so every state has the same mean difference of 1/3,
+    # and rounding must not make a spread of that. As for six pairs: mean 2 / 8, second moment (2 + 1) / 8.
+    a = [row | {"seed": seed} for seed in range(3) for row in rows(*[0] * 6)]
+    b = [row | {"seed": seed} for seed in range(3) for row in rows(*[int(seed == 0)] * 6)]
+    result = paired_comparison(a, b, z_interval=2.0)
+    half = 2 * math.sqrt((3 / 8 - (2 / 8) ** 2) / 8)
+    assert (result.low, result.high) == pytest.approx((0.25 - half, 0.25 + half))
+    assert (result.n, result.initial_states, result.verdict) == (18, 6, "no demonstrable difference")
+
+
 def test_large_effects_are_demonstrable():
     assert paired_comparison(rows(*[0] * 20, 1), rows(*[1] * 19, 0, 1)).verdict == "improvement"
     assert paired_comparison(rows(*[1] * 19, 0, 1), rows(*[0] * 20, 1)).verdict == "loss"
@@ -107,5 +118,8 @@ def test_mean_and_interval_over_seeds():
     assert (low, high) == pytest.approx((2 - 2.484138, 2 + 2.484138), abs=1e-5)
     assert mean_and_interval([0.5])[0] == 0.5
     assert math.isnan(mean_and_interval([0.5])[1])
+    # Shares of few episodes often agree to the last digit, which is no certainty; nor is what rounding leaves of it.
+    for same in ([0.1, 0.1, 0.1], [0.0, 0.0], [0.3, 0.1 + 0.2]):
+        assert math.isnan(mean_and_interval(same)[1]) and math.isnan(mean_and_interval(same)[2])
     with pytest.raises(ValueError, match="at least one"):
         mean_and_interval([])
