@@ -5,7 +5,8 @@ exactly, and settings can make chosen initial states misbehave. Settings, all op
 
     horizon (60), tasks (left, right, up), obs ("state" or "pixels"), cameras, image_size (32)
     step_s         (0) seconds that one simulator step takes
-    faults         {init.name: {"kind": "die" | "hang" | "raise" | "fatal" | "slow", "at_step": n, "marker": path}}
+    faults         {init.name: {"kind": "die" | "hang" | "raise" | "fatal" | "slow" | "nan", "at_step": n,
+                                "marker": path}}
     factory_error  {"type": "ValueError" | "ImportError" | "OSError" | "exit", "message": text, "marker": path}
 
 A fault strikes when the episode of that initial state has made `at_step` steps (default 0: in the reset). With a
@@ -164,6 +165,8 @@ class FakeEnvironment:
             time.sleep(HANG_S)
         elif kind == "slow":
             time.sleep(SLOW_S)
+        elif kind == "nan":
+            self._position = np.full(2, np.nan, np.float32)
         elif kind == "fatal":
             raise FatalFault("told to fail for good")
         else:

@@ -247,6 +247,7 @@ class WorkerPool:
         episodes = [episode for worker, slot in rows if (episode := worker.episodes[slot]) is not None]
         padded = episodes + [episodes[0]] * (self.batch_size - len(episodes))
         observations = {name: np.stack([e.observation[name] for e in padded]) for name in padded[0].observation}
+        _check_observations(observations, padded)
         keys = np.stack([e.request.key for e in padded])
         index = np.array([len(e.actions) for e in padded], np.int32)
         started = time.perf_counter()
@@ -377,13 +378,34 @@ def _check_outputs(actions: np.ndarray, extras: dict[str, np.ndarray], padded: S
     for name, values in extras.items():
         if values.ndim < 1 or len(values) != size:
             raise ValueError(f"the policy's output {name!r} must have {size} rows, got shape {list(values.shape)}")
-    finite = np.isfinite(actions[:count]).all(axis=(1, 2))
-    if not finite.all():
-        episode = padded[int(np.argmin(finite))]
-        raise ValueError(
-            f"the policy gave actions that are not finite for {episode.request.init.name}"
-            f" at decision {len(episode.actions)}"
-        )
+    for name, values in {"actions": actions, **extras}.items():
+        if (bad := _first_bad(values[:count])) is not None:
+            raise RolloutError(
+                f"the policy's {name} are not finite for {_where(padded[bad])}: its parameters are broken. Make its "
+                "stage again with a lower learning rate (move its folder in checkpoints/ away first)"
+            )
+
+
+def _check_observations(observations: dict[str, np.ndarray], padded: Sequence[Episode]) -> None:
+    """A policy that sees NaN samples some token and acts on: the episode would count like any other."""
+    for name, values in observations.items():
+        if (bad := _first_bad(values)) is not None:
+            raise RolloutError(
+                f"the observation {name!r} is not finite for {_where(padded[bad])}: the simulation has diverged, or "
+                "the environment is broken"
+            )
+
+
+def _first_bad(values: np.ndarray) -> int | None:
+    """The first row of a float array that holds NaN or an infinity."""
+    if values.dtype.kind != "f":
+        return None
+    finite = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+    return None if finite.all() else int(np.argmin(finite))
+
+
+def _where(episode: Episode) -> str:
+    return f"{episode.request.init.name} at decision {len(episode.actions)}"
 
 
 def _with_trace(message: str, failure: Failure) -> RolloutError:

@@ -255,11 +255,46 @@ def test_exceptions_in_act_leave_the_pool_usable(reference):
     with make_pool() as pool:
         with pytest.raises(ZeroDivisionError):
             pool.run(requests(), broken, keep_observations=True)
-        with pytest.raises(ValueError, match=r"not finite for train:\w+:\d+ at decision 0"):
+        with pytest.raises(RolloutError, match=r"the policy's actions are not finite for train:\w+:\d+ at decision 0"):
             pool.run(requests(), infinite, keep_observations=True)
         with pytest.raises(KeyboardInterrupt):
             pool.run(requests(), interrupted, keep_observations=True)
         same(pool.run(requests(), act, keep_observations=True), reference)
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_a_broken_policy_does_not_act(value):
+    """NaN logits draw some token, and the decoder makes finite actions of it: only the log-probability tells."""
+
+    def broken(observations, keys, index, tasks):
+        actions, extras = act(observations, keys, index, tasks)
+        log_prob = np.zeros((len(keys), 8), np.float32)
+        log_prob[index == 1, 3] = value
+        return actions, extras | {"log_prob": log_prob}
+
+    with (
+        make_pool() as pool,
+        pytest.raises(
+            RolloutError, match=r"the policy's log_prob are not finite for train:\w+:\d+ at decision 1: its parameters"
+        ),
+    ):
+        pool.run(requests(), broken, keep_observations=False)
+
+
+@pytest.mark.parametrize(("step", "decision"), [(0, 0), (6, 2)])
+def test_a_policy_is_not_asked_about_nan(step, decision):
+    name = requests()[4].init.name
+    asked = []
+
+    def watched(observations, *arguments):
+        asked.append(np.isfinite(observations["state"]).all())
+        return act(observations, *arguments)
+
+    with make_pool(settings={"faults": {name: {"kind": "nan", "at_step": step}}}) as pool:
+        message = f"the observation 'state' is not finite for {name} at decision {decision}: the simulation"
+        with pytest.raises(RolloutError, match=message):
+            pool.run(requests(), watched, keep_observations=False)
+    assert all(asked)
 
 
 def test_workers_are_recycled(reference):
