@@ -17,6 +17,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cso_jax import defaults, objectives
+from cso_jax.precision import PRECISIONS
 from cso_jax.rollout import groups
 
 SCALES = ("full", "smoke")
@@ -165,6 +166,7 @@ def validate(config: ConfigDict) -> list[str]:
     one_of("env.name", ENVIRONMENTS)
     one_of("env.obs", ("pixels", "state"))
     one_of("data", ("scripted", "official"))
+    one_of("precision", PRECISIONS)
     one_of("encoder.task_embedding", ("id", "minilm", "clip", "file"))
     if config.env.name == "libero":
         one_of("env.libero.protocol", ("settle", "quest_compat", "openpi"))

@@ -17,6 +17,7 @@ def metaworld() -> ConfigDict:
     config.name = ""
     config.seed = 0
     config.scale = "full"
+    config.precision = "default"  # of products in supervised training; "highest": float32 on any hardware
     config.data = "scripted"  # demonstrations: of scripted experts, or "official": files under demos.folder
 
     config.env = ConfigDict()

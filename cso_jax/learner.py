@@ -19,6 +19,7 @@ from cso_jax import objectives, policy
 from cso_jax.networks.augment import augment
 from cso_jax.networks.critic import ValueHead
 from cso_jax.policy import Networks, Variables
+from cso_jax.precision import at, exact
 
 Batch = dict[str, Any]
 Update = Callable[["LearnerState", Batch, jax.Array], tuple["LearnerState", dict[str, jax.Array]]]
@@ -134,7 +135,9 @@ def _jit(update: Callable, mesh: Mesh) -> Update:
     )
 
 
-def codebook_update(networks: Networks, optimiser: optax.GradientTransformation, mesh: Mesh) -> Update:
+def codebook_update(
+    networks: Networks, optimiser: optax.GradientTransformation, mesh: Mesh, *, precision: str = "default"
+) -> Update:
     """One step of Eq. 1. Batch: `chunks` `[B, T, A]`. Metrics hold `codes` `[B, K]`, the indices of the batch, too."""
 
     def update(state: LearnerState, batch: Batch, key: jax.Array):
@@ -154,11 +157,16 @@ def codebook_update(networks: Networks, optimiser: optax.GradientTransformation,
         metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradients), "codes": codes}
         return _apply(state, gradients, optimiser), metrics
 
-    return _jit(update, mesh)
+    return _jit(at(precision, update), mesh)
 
 
 def imitation_update(
-    networks: Networks, optimiser: optax.GradientTransformation, mesh: Mesh, *, augment_images: bool
+    networks: Networks,
+    optimiser: optax.GradientTransformation,
+    mesh: Mesh,
+    *,
+    augment_images: bool,
+    precision: str = "default",
 ) -> Update:
     """One step of Eq. 2 (or Eq. 6) on encoder and prior. Batch: `observation` entries, `skill` `[B, K]`.
 
@@ -202,7 +210,7 @@ def imitation_update(
         metrics = {"loss": loss, "token_accuracy": accuracy, "grad_norm": optax.tree.norm(gradients)}
         return _apply(state, gradients, optimiser), metrics
 
-    return _jit(update, mesh)
+    return _jit(at(precision, update), mesh)
 
 
 def imitation_loss(networks: Networks) -> Callable[[Variables, Batch], jax.Array]:
@@ -240,22 +248,24 @@ def surrogate_update(
 
     Batch, all with S rows: `skill`, `log_prob` `[S, K]`, `advantage`, `episode_id`, `mask` `[S]`, `support`
     `[S, K, top_k]` when sampling was restricted, and `context` `[S, C, D]` (encoder frozen) or `observation/...`
-    entries (encoder trained too; its running statistics stay as they are). With `objective="preference"` also
-    `reference_log_prob` `[S, K]`; `episode_id` then numbers the pairs and `advantage` is 1 for the success of a pair,
-    -1 for the failure. With a `critic` (encoder frozen) also `value_target` `[S]`, and "critic" among the trained
-    parts: half the mean squared error of its values joins the loss with `value_coefficient`.
+    entries (encoder trained too; its running statistics stay as they are); optionally `episodes` `[S]`, the same number
+    throughout, by which means over episodes divide. With `objective="preference"` also `reference_log_prob` `[S, K]`;
+    `episode_id` then numbers the pairs and `advantage` is 1 for the success of a pair, -1 for the failure. With a
+    `critic` (encoder frozen) also `value_target` `[S]`, and "critic" among the trained parts: half the mean squared
+    error of its values joins the loss with `value_coefficient`.
     """
 
     def policy_loss(log_prob: jax.Array, batch: Batch):
         episode_id, mask, rows = batch["episode_id"], batch["mask"], batch["mask"].shape[0]
+        episodes = batch["episodes"][0] if "episodes" in batch else None
         if objective == "preference":
             return objectives.preference_loss(
                 log_prob, batch["reference_log_prob"], batch["advantage"], episode_id, mask,
-                beta=preference_beta, num_pairs=rows,
+                beta=preference_beta, num_pairs=rows, pairs=episodes,
             )  # fmt: skip
         arguments = (log_prob, batch["log_prob"], batch["advantage"], episode_id, mask)
         if objective == "reinforce":
-            return objectives.reinforce_loss(*arguments, average=average, num_episodes=rows)
+            return objectives.reinforce_loss(*arguments, average=average, num_episodes=rows, episodes=episodes)
         return objectives.clipped_surrogate(
             *arguments,
             unit=unit,
@@ -264,11 +274,14 @@ def surrogate_update(
             average=average,
             length_normalise=length_normalise,
             num_episodes=rows,
+            episodes=episodes,
         )
 
+    @exact
     def value_loss(critic: ValueHead, params: Any, batch: Batch) -> jax.Array:
         error = policy.apply(critic, {"params": params}, batch["context"]) - batch["value_target"]
-        return 0.5 * jnp.sum(error**2 * batch["mask"]) / jnp.maximum(jnp.sum(batch["mask"]), 1.0)
+        squares = jnp.where(batch["mask"] > 0, error, 0.0) ** 2
+        return 0.5 * jnp.sum(squares) / jnp.maximum(jnp.sum(batch["mask"]), 1.0)
 
     def update(state: LearnerState, batch: Batch, key: jax.Array):
         del key  # no dropout: the ratio must be one at the behaviour parameters
@@ -282,8 +295,9 @@ def surrogate_update(
             )
             loss, metrics = policy_loss(log_prob, batch)
             mask = batch["mask"][:, None]
-            mean_entropy = jnp.sum(entropy * mask) / jnp.maximum(jnp.sum(mask) * entropy.shape[1], 1.0)
-            drift = jnp.max(jnp.abs(log_prob - batch["log_prob"]) * mask)
+            real = jnp.sum(mask) * entropy.shape[1]
+            mean_entropy = jnp.sum(jnp.where(mask > 0, entropy, 0.0)) / jnp.maximum(real, 1.0)
+            drift = jnp.max(jnp.where(mask > 0, jnp.abs(log_prob - batch["log_prob"]), 0.0))
             metrics |= {"loss": loss, "entropy": mean_entropy, "max_abs_token_log_ratio": drift}
             total = loss - entropy_bonus * mean_entropy
             if critic is not None:

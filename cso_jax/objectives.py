@@ -20,9 +20,20 @@ AVERAGES = ("episode_sum", "episode_mean", "unit_mean")
 BASELINES = ("mean", "leave_one_out", "none")
 OBJECTIVES = ("surrogate", "reinforce", "preference")
 
-# exp(20) is far outside every clip range, and finite: an infinite ratio would turn the gradient of the branch that
-# `minimum` did not choose into 0 * inf = NaN.
-_MAX_LOG_RATIO = 20.0
+# exp(40) is far outside every clip range, and its square is finite in float32: an infinite ratio would turn gradients
+# into NaN. Beyond it the ratio goes on as a straight line, so that an episode to be unlearnt keeps its gradient.
+_MAX_LOG_RATIO = 40.0
+
+
+def _ratio_of(log_ratio: chex.Array) -> chex.Array:
+    beyond = jnp.maximum(log_ratio - _MAX_LOG_RATIO, 0.0)
+    return jnp.exp(jnp.minimum(log_ratio, _MAX_LOG_RATIO)) * (1.0 + beyond)
+
+
+def _real(mask: chex.Array, values: chex.Array) -> chex.Array:
+    """`values` `[S, ...]` in float32 with zeros for padding, whatever stands there, -inf and NaN included."""
+    kept = mask.reshape(mask.shape + (1,) * (values.ndim - 1)) > 0
+    return jnp.where(kept, values.astype(jnp.float32), 0.0)
 
 
 def reconstruction_l1(reconstruction: chex.Array, actions: chex.Array) -> chex.Array:
@@ -40,11 +51,10 @@ def imitation_nll(log_prob: chex.Array, mask: chex.Array | None = None) -> chex.
       mask: `[B]`, 0 for rows that are padding; None when there is none.
     """
     chex.assert_rank(log_prob, 2)
-    nll = -jnp.mean(log_prob.astype(jnp.float32), axis=-1)
     if mask is None:
-        return jnp.mean(nll)
+        return -jnp.mean(log_prob.astype(jnp.float32))
     chex.assert_shape(mask, (log_prob.shape[0],))
-    return jnp.sum(nll * mask) / jnp.maximum(jnp.sum(mask), 1.0)
+    return jnp.sum(-jnp.mean(_real(mask, log_prob), axis=-1)) / jnp.maximum(jnp.sum(mask), 1.0)
 
 
 def group_advantage(
@@ -91,6 +101,7 @@ def clipped_surrogate(
     average: Average = "episode_sum",
     length_normalise: bool = False,
     num_episodes: int,
+    episodes: chex.Array | float | None = None,
 ) -> tuple[chex.Array, dict[str, chex.Array]]:
     """The clipped policy-gradient surrogate over packed skills, at any granularity of the importance ratio.
 
@@ -105,11 +116,14 @@ def clipped_surrogate(
       episode_id: `[S]` int, in [0, num_episodes); which episode a skill belongs to.
       mask: `[S]` 1 for real skills, 0 for padding.
       unit: over what one ratio is taken: "token", "skill" or "trajectory".
-      clip_low, clip_high: the clip range of the ratio itself, e.g. 0.93 and 1.15.
+      clip_low, clip_high: the clip range of the ratio itself, e.g. 0.93 and 1.15. A unit is cut off where its ratio is
+        outside on the side that its advantage pushes to; on a bound, and so at the behaviour parameters, it never is.
       average: "episode_sum": sum over an episode's units, mean over episodes (Eq. 9); "episode_mean": mean over an
         episode's units, mean over episodes; "unit_mean": mean over all units.
       length_normalise: see above.
       num_episodes: static upper bound of `episode_id`; episodes without a real skill do not count in any mean.
+      episodes: what means over episodes divide by; None: the number of episodes with a real skill. With minibatches
+        the mean number of episodes in one, so that an episode weighs the same in whichever it lands.
 
     Returns:
       Loss to minimise (scalar) and metrics (scalars): `clip_fraction`, the share of units with a ratio outside the
@@ -127,9 +141,9 @@ def clipped_surrogate(
         raise ValueError(f"the clip range is of the ratio itself and must contain 1, got [{clip_low}, {clip_high}]")
 
     mask = mask.astype(jnp.float32)
-    advantage = advantage.astype(jnp.float32)
+    advantage = _real(mask, advantage)
     tokens_per_skill = log_prob.shape[1]
-    token_log_ratio = (log_prob.astype(jnp.float32) - behaviour_log_prob.astype(jnp.float32)) * mask[:, None]
+    token_log_ratio = _real(mask, log_prob) - _real(mask, behaviour_log_prob)
 
     def per_episode(values):
         return jax.ops.segment_sum(values, episode_id, num_segments=num_episodes)
@@ -149,14 +163,16 @@ def clipped_surrogate(
         if length_normalise:
             log_ratio = log_ratio / jnp.maximum(skills_in_episode * tokens_per_skill, 1.0)
         unit_mask = (skills_in_episode > 0).astype(jnp.float32)
-        unit_advantage = per_episode(advantage * mask) / jnp.maximum(skills_in_episode, 1.0)
+        unit_advantage = per_episode(advantage) / jnp.maximum(skills_in_episode, 1.0)
 
-    ratio = jnp.exp(jnp.clip(log_ratio, -_MAX_LOG_RATIO, _MAX_LOG_RATIO))
-    clipped_ratio = jnp.clip(ratio, clip_low, clip_high)
-    surrogate = jnp.minimum(ratio * unit_advantage, clipped_ratio * unit_advantage) * unit_mask
+    ratio = _ratio_of(log_ratio)
+    # min(ratio A, clip(ratio) A), spelt out: `minimum` and `clip` share the gradient between equal arguments.
+    too_high, too_low = (ratio > clip_high) & (unit_advantage > 0), (ratio < clip_low) & (unit_advantage < 0)
+    surrogate = jnp.where(too_high, clip_high, jnp.where(too_low, clip_low, ratio)) * unit_advantage * unit_mask
 
     units = jnp.maximum(jnp.sum(unit_mask), 1.0)
-    episodes = jnp.maximum(jnp.sum(skills_in_episode > 0), 1.0)
+    if episodes is None:
+        episodes = jnp.maximum(jnp.sum(skills_in_episode > 0), 1.0)
     if average == "unit_mean":
         objective = jnp.sum(surrogate) / units
     elif average == "episode_sum" or unit == "trajectory":
@@ -187,6 +203,7 @@ def reinforce_loss(
     *,
     average: Average = "episode_sum",
     num_episodes: int,
+    episodes: chex.Array | float | None = None,
 ) -> tuple[chex.Array, dict[str, chex.Array]]:
     """`-A log pi(Z)` of each skill, without ratio or clipping (Williams 1992); arguments as in `clipped_surrogate`.
 
@@ -199,10 +216,11 @@ def reinforce_loss(
     if average not in AVERAGES:
         raise ValueError(f"average must be one of {AVERAGES}, got {average!r}")
     mask = mask.astype(jnp.float32)
-    advantage = advantage.astype(jnp.float32)
-    per_skill = advantage * jnp.sum(log_prob.astype(jnp.float32), axis=-1) * mask
+    advantage = _real(mask, advantage)
+    per_skill = advantage * jnp.sum(_real(mask, log_prob), axis=-1)
     skills = jax.ops.segment_sum(mask, episode_id, num_segments=num_episodes)
-    episodes = jnp.maximum(jnp.sum(skills > 0), 1.0)
+    if episodes is None:
+        episodes = jnp.maximum(jnp.sum(skills > 0), 1.0)
     if average == "unit_mean":
         objective = jnp.sum(per_skill) / jnp.maximum(jnp.sum(mask), 1.0)
     elif average == "episode_sum":
@@ -210,7 +228,7 @@ def reinforce_loss(
     else:
         sums = jax.ops.segment_sum(per_skill, episode_id, num_segments=num_episodes)
         objective = jnp.sum(sums / jnp.maximum(skills, 1.0)) / episodes
-    token_log_ratio = jax.lax.stop_gradient(log_prob - behaviour_log_prob) * mask[:, None]
+    token_log_ratio = jax.lax.stop_gradient(_real(mask, log_prob) - _real(mask, behaviour_log_prob))
     metrics = _ratio_metrics(
         jnp.sum(token_log_ratio, axis=-1), token_log_ratio, advantage, mask, mask, clip_low=0.0, clip_high=jnp.inf
     )
@@ -226,6 +244,7 @@ def preference_loss(
     *,
     beta: float,
     num_pairs: int,
+    pairs: chex.Array | float | None = None,
 ) -> tuple[chex.Array, dict[str, chex.Array]]:
     """Trajectory-wise preference optimisation, as GRAPE defines it: a success w against a failure l of one state.
 
@@ -240,6 +259,7 @@ def preference_loss(
       mask: `[S]` 1 for real skills, 0 for padding.
       beta: how much a difference counts; larger values keep the policy nearer to the reference.
       num_pairs: static upper bound of `pair_id`; pairs without a real skill do not count.
+      pairs: what the mean divides by; None: the number of pairs with a real skill.
 
     Returns: loss to minimise (scalar) and metrics: mean `preference_margin` in nats (before beta), the share of pairs
       on the right side `preference_accuracy`, and their number `units`.
@@ -249,14 +269,14 @@ def preference_loss(
     chex.assert_shape([sign, pair_id, mask], (log_prob.shape[0],))
     if not beta > 0:
         raise ValueError(f"beta must be positive, got {beta}")
-    gain = jnp.sum(log_prob.astype(jnp.float32) - reference_log_prob.astype(jnp.float32), axis=-1)
-    margin = jax.ops.segment_sum(sign * mask * gain, pair_id, num_segments=num_pairs)
+    gain = jnp.sum(_real(mask, log_prob) - _real(mask, reference_log_prob), axis=-1)
+    margin = jax.ops.segment_sum(_real(mask, sign) * gain, pair_id, num_segments=num_pairs)
     real = (jax.ops.segment_sum(mask, pair_id, num_segments=num_pairs) > 0).astype(jnp.float32)
-    pairs = jnp.maximum(jnp.sum(real), 1.0)
-    loss = -jnp.sum(jax.nn.log_sigmoid(beta * margin) * real) / pairs
+    present = jnp.maximum(jnp.sum(real), 1.0)
+    loss = -jnp.sum(jax.nn.log_sigmoid(beta * margin) * real) / (present if pairs is None else pairs)
     return loss, {
-        "preference_margin": jnp.sum(margin * real) / pairs,
-        "preference_accuracy": jnp.sum((margin > 0) * real) / pairs,
+        "preference_margin": jnp.sum(margin * real) / present,
+        "preference_accuracy": jnp.sum((margin > 0) * real) / present,
         "units": jnp.sum(real),
     }
 
@@ -295,14 +315,14 @@ def explained_variance(values: chex.Array, returns: chex.Array) -> chex.Array:
 
 
 def _ratio_metrics(log_ratio, token_log_ratio, advantage, unit_mask, skill_mask, *, clip_low, clip_high):
-    ratio = jnp.exp(jnp.clip(log_ratio, -_MAX_LOG_RATIO, _MAX_LOG_RATIO))
+    ratio = _ratio_of(log_ratio)
     units = jnp.maximum(jnp.sum(unit_mask), 1.0)
 
     def share(condition):
         return jnp.sum(condition * unit_mask) / units
 
     above, below = ratio > clip_high, ratio < clip_low
-    token_ratio = jnp.exp(jnp.clip(token_log_ratio, -_MAX_LOG_RATIO, _MAX_LOG_RATIO))
+    token_ratio = _ratio_of(token_log_ratio)
     # The "k3" estimator of KL(behaviour || policy): non-negative for every sample.
     kl = jnp.sum((token_ratio - 1.0 - token_log_ratio) * skill_mask[:, None])
     tokens = jnp.maximum(jnp.sum(skill_mask) * token_log_ratio.shape[1], 1.0)

@@ -1,6 +1,7 @@
 """The policy as pure functions: encode observations, sample skills, decode chunks, score skills.
 
-This is the one door between the functional core and the host shell. A policy is its `Networks` (what to compute) and
+This is the one door between the functional core and the host shell, and all of it computes in float32 whatever the
+hardware's default (`cso_jax.precision`). A policy is its `Networks` (what to compute) and
 its variables (a plain dictionary of arrays):
 
     {"autoencoder": params, "encoder": params, "prior": params,
@@ -25,13 +26,17 @@ from cso_jax.envs.protocol import EnvSpec
 from cso_jax.networks.autoencoder import ActionAutoencoder
 from cso_jax.networks.observation import ObservationEncoder
 from cso_jax.networks.prior import Sample, SkillPrior, entropy_of, log_prob_of
+from cso_jax.precision import exact
 
 Variables = dict[str, Any]
 
 
 def apply(module: nn.Module, variables: Any, *arguments: Any, **keywords: Any) -> Any:
-    """flax types every `apply` as a union of all that it could return; here it is what the method returns."""
-    return module.apply(variables, *arguments, **keywords)
+    """A module's method on variables that may be NumPy arrays, as checkpoints are read.
+
+    flax types every `apply` as a union of all that it could return; here it is what the method returns.
+    """
+    return module.apply(jax.tree.map(jnp.asarray, variables), *arguments, **keywords)
 
 
 class Networks(NamedTuple):
@@ -142,10 +147,11 @@ def normalise(variables: Variables, observation: dict[str, jax.Array]) -> dict[s
         for key, value in observation.items()
     }
     if "task_embedding" in variables:
-        ready["task"] = variables["task_embedding"][observation["task"]]
+        ready["task"] = jnp.asarray(variables["task_embedding"])[observation["task"]]
     return ready
 
 
+@exact
 def encode(networks: Networks, variables: Variables, observation: dict[str, jax.Array]) -> jax.Array:
     """Context `[B, C, D]` of observations (rows stacked), with running statistics where the encoder has them."""
     return apply(
@@ -156,6 +162,7 @@ def encode(networks: Networks, variables: Variables, observation: dict[str, jax.
     )
 
 
+@exact
 def sample(
     networks: Networks, variables: Variables, context: jax.Array, keys: jax.Array, *, temperature: float, top_k: int
 ) -> Sample:
@@ -171,16 +178,19 @@ def sample(
     )
 
 
+@exact
 def decode(networks: Networks, variables: Variables, skills: jax.Array) -> jax.Array:
     """Chunks `[B, T, A]` of skills `[B, K]`."""
     return apply(networks.autoencoder, {"params": variables["autoencoder"]}, skills, method="decode")
 
 
+@exact
 def tokenise(networks: Networks, variables: Variables, chunks: jax.Array) -> jax.Array:
     """Skills `[B, K]` of chunks `[B, T, A]`, without dropout."""
     return apply(networks.autoencoder, {"params": variables["autoencoder"]}, chunks, method="encode")
 
 
+@exact
 def score(
     networks: Networks,
     variables: Variables,

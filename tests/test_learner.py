@@ -1,6 +1,7 @@
 """Policy and updates together: the ratio starts at one, gradients push the right way, devices do not matter."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -145,6 +146,65 @@ def test_what_is_frozen_stays():
     moved = free.trainable["encoder"]["image_corner2"]["trunk"]["conv1"]["kernel"]
     assert not np.array_equal(moved, variables["encoder"]["image_corner2"]["trunk"]["conv1"]["kernel"])
     assert_equal(free.fixed["batch_stats"], variables["batch_stats"])
+
+
+@pytest.mark.parametrize("spec", [SPEC, PIXELS], ids=["state", "pixels"])
+def test_what_acts_and_what_is_scored_is_float32_on_any_hardware(spec):
+    """Lowered programs: every product and convolution asks for HIGHEST, those of the gradient too."""
+    networks, variables = small(spec)
+    rows = observations(spec)
+    acting = decide.lower(networks, variables, rows).as_text()
+    assert precisions(acting) == {"HIGHEST"} and len(dots(acting)) > 10
+    batch = rollouts(networks, variables, rows)
+    scoring = score.lower(
+        networks, variables, batch["context"], batch["skill"], temperature=1.0, support=batch["support"]
+    )
+    assert precisions(scoring.as_text()) == {"HIGHEST"}
+    mesh = learner.make_mesh(jax.devices()[:1])
+    optimiser, update = surrogate(networks, mesh, freeze_encoder=False)
+    batch.pop("context")
+    batch |= {f"observation/{name}": value for name, value in rows.items()}
+    state = learner.start(variables, learner.POLICY_PARTS, optimiser)
+    updating = update.lower(state, batch, jax.random.key(0)).as_text()
+    assert precisions(updating) == {"HIGHEST"} and len(dots(updating)) > len(dots(scoring.as_text()))
+    assert ("convolution" in "".join(dots(updating))) == bool(spec.images)
+    tokenising = jax.jit(policy.tokenise, static_argnums=0).lower(networks, variables, np.zeros((2, 8, 3), np.float32))
+    assert precisions(tokenising.as_text()) == {"HIGHEST"}
+
+
+@pytest.mark.parametrize(("precision", "wanted"), [("default", {"DEFAULT"}), ("highest", {"HIGHEST"})])
+def test_training_has_the_precision_that_is_asked_for(precision, wanted):
+    networks, variables = small(PIXELS)
+    mesh = learner.make_mesh(jax.devices()[:1])
+    optimiser = optax.sgd(0.1)
+    imitation = learner.imitation_update(networks, optimiser, mesh, augment_images=False, precision=precision)
+    batch = observations(PIXELS) | {"skill": np.zeros((ROWS, 2), np.int32)}
+    state = learner.start(variables, learner.POLICY_PARTS, optimiser)
+    assert precisions(imitation.lower(state, batch, jax.random.key(0)).as_text()) == wanted
+    codebook = learner.codebook_update(networks, optimiser, mesh, precision=precision)
+    state = learner.start(variables, learner.CODEBOOK_PARTS, optimiser)
+    chunks = {"chunks": np.zeros((4, 8, 3), np.float32)}
+    assert precisions(codebook.lower(state, chunks, jax.random.key(0)).as_text()) == wanted
+
+
+def dots(program):
+    """The lines of a lowered program that multiply matrices or convolve."""
+    return [line for line in program.splitlines() if "stablehlo.dot_general" in line or "stablehlo.convolution" in line]
+
+
+def precisions(program):
+    found = [re.findall(r"\b(DEFAULT|HIGH|HIGHEST)\b", line) or ["DEFAULT"] for line in dots(program)]
+    return {name for names in found for name in names}
+
+
+def test_sampling_works_on_the_arrays_of_a_checkpoint():
+    networks, variables = small()
+    on_disk = jax.tree.map(np.asarray, variables)
+    keys = jax.random.split(jax.random.key(0), ROWS)
+    context = policy.encode(networks, on_disk, observations())
+    drawn = policy.sample(networks, on_disk, context, keys, temperature=1.0, top_k=5)
+    assert drawn.tokens.shape == (ROWS, 2) and np.isfinite(drawn.log_prob).all()
+    assert np.isfinite(policy.decode(networks, on_disk, np.asarray(drawn.tokens))).all()
 
 
 def assert_equal(one, other):

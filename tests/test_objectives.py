@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cso_jax import objectives
+from cso_jax.data.packing import minibatches
 from cso_jax.objectives import (
     clipped_surrogate,
     explained_variance,
@@ -149,6 +150,99 @@ def test_huge_ratio_has_a_finite_gradient():
         )[0]
 
     assert np.isfinite(jax.grad(loss)(arguments[0])).all()
+
+
+@pytest.mark.parametrize("log_ratio", [21.0, 39.0, 60.0])
+def test_what_went_far_wrong_is_still_unlearnt(log_ratio):
+    # min(r A, clip(r) A) is r A for A < 0 however large r: its gradient is r A, here up to exp(40).
+    arguments = packed([[log_ratio]], [-1.0], [0])
+
+    def loss(log_prob):
+        return clipped_surrogate(log_prob, *arguments[1:], **SPO, num_episodes=1)[0]
+
+    np.testing.assert_allclose(jax.grad(loss)(arguments[0]), [[np.exp(min(log_ratio, 40.0))]], rtol=1e-4)
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.0, 1.15), (0.93, 1.0), (1.0, 1.0)])
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+def test_on_a_bound_the_gradient_is_whole(low, high, advantage):
+    arguments = packed([[0.0]], [advantage], [0])
+
+    def loss(log_prob):
+        keywords = {"unit": "skill", "clip_low": low, "clip_high": high, "num_episodes": 1}
+        return clipped_surrogate(log_prob, *arguments[1:], **keywords)[0]
+
+    np.testing.assert_allclose(jax.grad(loss)(arguments[0]), [[-advantage]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("garbage", [-np.inf, np.nan])
+@pytest.mark.parametrize("method", ["token", "skill", "trajectory", "reinforce", "preference", "imitation"])
+def test_garbage_in_padding_reaches_neither_loss_nor_gradient(method, garbage):
+    log_prob, behaviour, advantage, ids, mask = random_batch(tokens=3)
+    rows = len(mask)
+
+    def loss(log_prob, behaviour, advantage, ids, mask):
+        arguments = (log_prob, behaviour, advantage, ids, mask)
+        if method == "imitation":
+            return imitation_nll(log_prob, mask), {}
+        if method == "reinforce":
+            return reinforce_loss(*arguments, num_episodes=5)
+        if method == "preference":
+            return preference_loss(*arguments, beta=0.1, num_pairs=5)
+        return clipped_surrogate(*arguments, unit=method, clip_low=0.93, clip_high=1.15, num_episodes=5)
+
+    def pad(value, fill):
+        return jnp.concatenate([value, jnp.full((4, *value.shape[1:]), fill, value.dtype)])
+
+    padded = (pad(log_prob, garbage), pad(behaviour, garbage), pad(advantage, garbage), pad(ids, 0), pad(mask, 0.0))
+    (plain, _), gradient = jax.value_and_grad(loss, has_aux=True)(log_prob, behaviour, advantage, ids, mask)
+    (value, metrics), padded_gradient = jax.value_and_grad(loss, has_aux=True)(*padded)
+    np.testing.assert_allclose(value, plain, rtol=1e-6)
+    np.testing.assert_allclose(padded_gradient[:rows], gradient, rtol=1e-5, atol=1e-8)
+    np.testing.assert_array_equal(padded_gradient[rows:], 0)
+    assert all(np.isfinite(metric) for metric in metrics.values())
+
+
+@pytest.mark.parametrize("average", ["episode_sum", "episode_mean"])
+@pytest.mark.parametrize("method", ["token", "skill", "trajectory", "reinforce", "preference"])
+def test_an_episode_weighs_the_same_in_whichever_minibatch_it_lands(method, average):
+    """Long failures and short successes: a small minibatch holds few of the former or many of the latter."""
+    rng = np.random.default_rng(0)
+    lengths = [14, 13, 2, 3, 2, 2, 3, 2]
+    episodes = [
+        {"skill": rng.integers(0, 9, (n, 3)), "log_prob": rng.normal(-1, 0.2, (n, 3)).astype(np.float32),
+         "number": np.full(n, i)} for i, n in enumerate(lengths)
+    ]  # fmt: skip
+    advantages = np.where(np.array(lengths) > 5, -0.6, 0.2)
+
+    def gradient(size, seed):
+        """Of the sum over the minibatches by each episode's first token's parameter."""
+        batches = minibatches(episodes, advantages, size=size, seed=seed)
+
+        def total(offsets):
+            losses = []
+            for batch in batches:
+                log_prob = batch["log_prob"] + offsets[batch["number"]][:, None]
+                arguments = (log_prob, batch["log_prob"], batch["advantage"], batch["episode_id"], batch["mask"])
+                count = batch["episodes"][0]
+                if method == "reinforce":
+                    loss = reinforce_loss(*arguments, average=average, num_episodes=size, episodes=count)[0]
+                elif method == "preference":
+                    loss = preference_loss(*arguments, beta=0.1, num_pairs=size, pairs=count)[0]
+                else:
+                    loss = clipped_surrogate(
+                        *arguments, unit=method, clip_low=0.93, clip_high=1.15, average=average, num_episodes=size,
+                        episodes=count,
+                    )[0]  # fmt: skip
+                losses.append(loss)
+            return sum(losses) / len(losses)
+
+        return len(batches), jax.grad(total)(jnp.zeros(len(lengths)))
+
+    (many, small), (fewer, large), (one, whole) = gradient(14, 0), gradient(24, 1), gradient(64, 2)
+    assert many > fewer > one == 1
+    np.testing.assert_allclose(small, whole, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(large, whole, rtol=1e-4, atol=1e-7)
 
 
 def test_group_advantage_by_hand():

@@ -14,7 +14,7 @@ def minibatches(
 
     Whole episodes at every granularity, so that the trajectory ratio is that of a trajectory and an ablation over the
     granularity changes nothing else. All minibatches hold nearly the same number of skills, long and short episodes
-    mixed: an average within a minibatch then weighs an episode alike wherever it lands. The rest is padding.
+    mixed; and since their numbers of episodes differ all the same, the mean number goes with each. The rest is padding.
 
     Args:
       episodes: columns `[D, ...]` of each episode, the same names in all.
@@ -24,14 +24,18 @@ def minibatches(
 
     Returns:
       Per minibatch the columns `[S, ...]`, `advantage` [S], `episode_id` int32 [S] counted from 0 in each minibatch,
-      and `mask` float32 [S], 0 for padding.
+      `mask` float32 [S], 0 for padding, and `episodes` float32 [S], everywhere the mean number of episodes in one of
+      these minibatches.
     """
     lengths = np.array([len(next(iter(columns.values()))) for columns in episodes], int)
     if len(lengths) and lengths.max() > size:
         raise ValueError(f"an episode has {lengths.max()} skills, more than the {size} of a minibatch")
+    bins = balanced_bins(lengths, size=size, seed=seed)
+    mean = np.full(size, len(episodes) / max(len(bins), 1), np.float32)
     return [
         _fill([episodes[i] for i in chosen], [advantages[i] for i in chosen], lengths[chosen], size)
-        for chosen in balanced_bins(lengths, size=size, seed=seed)
+        | {"episodes": mean}
+        for chosen in bins
     ]
 
 

@@ -62,7 +62,8 @@ def entropy_of(
     if _is_greedy(temperature):
         return jnp.zeros(logits.shape[:-1], jnp.float32)
     log_probs = _log_softmax(logits, temperature, support)
-    return -jnp.sum(jnp.exp(log_probs) * log_probs, axis=-1)
+    possible = jnp.isfinite(log_probs)  # a logit of -inf has no share in the entropy, not 0 * -inf
+    return -jnp.sum(jnp.where(possible, jnp.exp(log_probs) * jnp.where(possible, log_probs, 0.0), 0.0), axis=-1)
 
 
 def draw(

@@ -42,7 +42,7 @@ def run_stage(run: Run) -> None:
         run,
         STAGE,
         state=learner.start(variables, learner.CODEBOOK_PARTS, optimiser),
-        update=learner.codebook_update(run.networks, optimiser, run.mesh),
+        update=learner.codebook_update(run.networks, optimiser, run.mesh, precision=run.config.precision),
         batch=lambda step: {"chunks": windows.take(order(step))},
         steps=settings.steps,
         settings=settings,

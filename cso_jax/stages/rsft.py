@@ -53,7 +53,9 @@ def run_stage(run: Run) -> None:
         run,
         STAGE,
         state=learner.start(variables, learner.POLICY_PARTS, optimiser),
-        update=learner.imitation_update(run.networks, optimiser, run.mesh, augment_images=settings.augment),
+        update=learner.imitation_update(
+            run.networks, optimiser, run.mesh, augment_images=settings.augment, precision=run.config.precision
+        ),
         batch=batch,
         steps=steps,
         settings=settings,

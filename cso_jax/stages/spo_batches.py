@@ -21,6 +21,7 @@ from cso_jax import learner, objectives, policy
 from cso_jax.data.dataset import BatchOrder
 from cso_jax.learner import CRITIC, LearnerState
 from cso_jax.networks.critic import ValueHead
+from cso_jax.precision import exact
 from cso_jax.rollout.episodes import EpisodeRecord
 from cso_jax.rollout.groups import GroupBatch
 from cso_jax.stages.run import Run
@@ -151,6 +152,7 @@ def _with_critic(
 
 
 @jax.jit
+@exact
 def _values(params: Any, context: jax.Array) -> jax.Array:
     return policy.apply(ValueHead(), {"params": params}, context)
 
@@ -174,6 +176,7 @@ def fit_value_head(run: Run, params: Any, contexts: np.ndarray, targets: np.ndar
     optimiser = optax.chain(optax.clip_by_global_norm(settings.clip_norm), optax.adam(settings.critic_learning_rate))
 
     @jax.jit
+    @exact
     def step(params, opt_state, context, target):
         def loss(params):
             return jnp.mean((policy.apply(ValueHead(), {"params": params}, context) - target) ** 2)

@@ -119,6 +119,7 @@ def test_minibatches_hold_whole_episodes():
             np.testing.assert_allclose(batch["advantage"][rows], advantages[index])
             seen[index] = seen.get(index, 0) + 1
         assert (batch["advantage"][~real] == 0).all()
+        np.testing.assert_allclose(batch["episodes"], 5 / len(batches))
     assert seen == dict.fromkeys(range(5), 1)
     with pytest.raises(ValueError, match="an episode has 5 skills"):
         minibatches(episodes, advantages, size=4, seed=0)

@@ -179,3 +179,10 @@ class TestLogProbOf:
         np.testing.assert_allclose(gradient, [[-1 / 8, 6 / 8, -5 / 8]], rtol=1e-6)
         gradient = jax.grad(lambda x: log_prob_of(x, jnp.array([1]), support=jnp.array([[2, 1]])).sum())(self.logits)
         np.testing.assert_allclose(gradient, [[0, 5 / 7, -5 / 7]], rtol=1e-6)
+
+
+def test_an_impossible_token_adds_nothing_to_the_entropy():
+    logits = jnp.array([[0.0, 0.0, -jnp.inf]])
+    np.testing.assert_allclose(entropy_of(logits), [np.log(2)], rtol=1e-6)
+    gradient = jax.grad(lambda x: entropy_of(x).sum())(logits)
+    assert np.isfinite(gradient).all()
