@@ -73,4 +73,6 @@ def _evaluate(config, workdir: Path, stage: str, episodes: int, stop) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from cso_jax.main import run_command
+
+    run_command(main)

@@ -8,19 +8,22 @@ a report at the end. Start the same command again after an interruption and it g
 
 import errno
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 
-from cso_jax import config as configs
 from cso_jax import telemetry
+from cso_jax.stopping import EXIT_INTERRUPTED, EXIT_STOPPED, end_process, stop_on_signals
 
 USAGE = "python -m cso_jax.main --config=configs/quickstart.py [--workdir=DIR] [--config.key=value ...]"
-EXIT_ERROR, EXIT_INTERRUPTED, EXIT_STOPPED = 1, 130, 143
+EXIT_ERROR = 1
 
 
 def cascade(config, workdir: Path, stop=None) -> Path:
     """Run every stage of `config` that `workdir` does not hold yet; returns the report's path."""
-    # JAX and the simulators are loaded only once the arguments are known to be good.
+    # The simulators are loaded only once the arguments are known to be good.
+    from cso_jax import config as configs
     from cso_jax import report
     from cso_jax.evaluation import run_evaluation
     from cso_jax.report import videos
@@ -75,7 +78,9 @@ def cascade(config, workdir: Path, stop=None) -> Path:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; returns the exit status: 0, 1 after an error, 143 after SIGTERM or SIGINT."""
+    """The command line; returns the exit status: 0, 1 after an error, 130 after SIGINT, 143 after another signal."""
+    from cso_jax import config as configs  # and with it JAX: a signal meanwhile must find `run_command`
+
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         options, overrides = configs.split_arguments(arguments)
@@ -97,22 +102,27 @@ def main(arguments: list[str] | None = None) -> int:
 def supervised(config, workdir: Path, work) -> int:
     """Call `work(stop)` with the workdir locked, signals handled and every expected error as one line.
 
-    Returns the exit status. `stop` is an event that SIGTERM and SIGINT set.
+    Returns the exit status. `stop` is an event that a signal sets.
     """
-    import threading
+    stop = threading.Event()
+    with stop_on_signals(stop) as received:
+        status = _supervised(config, workdir, work, stop)
+        return received.exit_status or status
 
+
+def _supervised(config, workdir: Path, work, stop: threading.Event) -> int:
+    from cso_jax import config as configs
     from cso_jax.checkpoints import CheckpointError
     from cso_jax.data.store import StoreError
     from cso_jax.envs import gl
     from cso_jax.rollout.episodes import RolloutError
-    from cso_jax.stages.run import RunError, Stopped, locked, stop_on_signals
+    from cso_jax.stages.run import RunError, Stopped, locked
 
     expected = (configs.ConfigError, RunError, RolloutError, StoreError, CheckpointError)
-    stop = threading.Event()
     if workdir.exists() and not workdir.is_dir():
         return fail(RunError(f"{workdir} is a file; --workdir must be a folder, or a new name"))
     try:
-        with locked(workdir), stop_on_signals(stop):
+        with locked(workdir):
             telemetry.log(f"workdir {workdir}")
             if config.env.name != "fake":  # which draws with numpy
                 try:
@@ -128,9 +138,6 @@ def supervised(config, workdir: Path, work) -> int:
                 file.write("\n".join([str(error), *notes]) + "\n")
             error = RunError(f"{error} (details: {details})")
         return fail(error)
-    except KeyboardInterrupt:
-        telemetry.log("interrupted; what was saved before is kept, run the same command to go on")
-        return EXIT_INTERRUPTED
     except Stopped as where:
         telemetry.log(f"stopped in {where}; everything finished is saved, run the same command to go on")
         return EXIT_STOPPED
@@ -166,5 +173,16 @@ def fail(error: Exception) -> int:
     return EXIT_ERROR
 
 
+def run_command(command) -> None:
+    """End the process with what `command()` returns; after a signal without waiting for anything else."""
+    # Until the signals are taken over Ctrl-C ends the process, as SIGTERM does: a KeyboardInterrupt in the midst of an
+    # import can land in a callback, which swallows it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    status = command()
+    if status in (EXIT_INTERRUPTED, EXIT_STOPPED):
+        end_process(status)
+    sys.exit(status)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -208,7 +208,7 @@ class WorkerProcess:
         except (EOFError, OSError):
             self._process.join(5)
             answer = Failure(
-                "WorkerDied", f"the process ended with {_exit_reason(self._process.exitcode)}", "", self._position()
+                "WorkerDied", f"the process ended with {exit_reason(self._process.exitcode)}", "", self._position()
             )
             answer.starting = self.starting
         self.busy = False
@@ -265,7 +265,7 @@ class WorkerProcess:
         return executing - 1 if 0 < executing <= len(self.commands) else None
 
 
-def _exit_reason(exitcode: int | None) -> str:
+def exit_reason(exitcode: int | None) -> str:
     if exitcode is None:
         return "a closed pipe"
     if exitcode >= 0:

@@ -1,11 +1,5 @@
 """Stage demos: one HDF5 file of demonstrations per task, made by scripted experts or found among official files."""
 
-import concurrent.futures
-import concurrent.futures.process
-import contextlib
-import multiprocessing
-import os
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +9,8 @@ import numpy as np
 from cso_jax import envs, experts, telemetry
 from cso_jax.data import official, store
 from cso_jax.experts.protocol import Demonstration
-from cso_jax.rollout.worker import spawn_surroundings
+from cso_jax.rollout.episodes import Interrupted
+from cso_jax.rollout.jobs import Job, JobError, JobProcesses, ProcessDied
 from cso_jax.stages.run import Run, RunError, Stopped, usable_cpus
 
 STAGE = "demos"
@@ -64,8 +59,9 @@ def _make(run: Run) -> None:
     wanted = run.config.demos.per_task
     with telemetry.progress(len(run.tasks) * wanted, "demonstrations", unit="episode",
                             initial=(len(run.tasks) - len(missing)) * wanted) as bar, \
-            run.clock.phase("physics"), _processes(run) as executor:  # fmt: skip
-        for task, demos, attempts in _collect(run, executor, missing):
+            run.clock.phase("physics"), \
+            JobProcesses(run.config.demos.processes or usable_cpus(), stop=run.stop.is_set) as processes:  # fmt: skip
+        for task, demos, attempts in _collect(run, processes, missing):
             store.write(path(run, task), [_stored(demo) for demo in demos], _attributes(run, task, attempts))
             run.metrics.write(STAGE, run.tasks.index(task), task=task, attempts=attempts, successes=len(demos),
                               mean_steps=float(np.mean([demo.success_step + 1 for demo in demos])))  # fmt: skip
@@ -87,48 +83,20 @@ def _complete(run: Run, task: str) -> bool:
     return True
 
 
-@contextlib.contextmanager
-def _processes(run: Run) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
-    executor = concurrent.futures.ProcessPoolExecutor(
-        run.config.demos.processes or usable_cpus(),
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_end_with_parent,
-    )
-    try:
-        yield executor
-    finally:
-        executor.shutdown(wait=True, cancel_futures=True)
-
-
-def _end_with_parent() -> None:
-    """A killed parent closes no queue: without this its processes would wait for work for ever."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _collect(
-    run: Run, executor: concurrent.futures.ProcessPoolExecutor, tasks: list[str]
-) -> Iterator[tuple[str, list[Demonstration], int]]:
+def _collect(run: Run, processes: JobProcesses, tasks: list[str]) -> Iterator[tuple[str, list[Demonstration], int]]:
     """(task, its demonstrations, attempts used), in task order; the next task's attempts run ahead meanwhile."""
     settings = run.config.demos
     limit = settings.per_task * settings.max_attempts_per_demo
-    # One job is a few attempts of one task, so that the executor's queue stays short and a process keeps its simulator.
+    # One job is a few attempts of one task, so that a process keeps its simulator.
     stride = max(1, settings.per_task // 4)
 
-    def submit(task: str, first: int) -> concurrent.futures.Future:
+    def submit(task: str, first: int) -> Job:
         inits = [run.train_init(STAGE, task, first + offset) for offset in range(min(stride, limit - first))]
-        with spawn_surroundings(keep_main=False):
-            return executor.submit(
-                _attempts, run.settings, inits, settings.noise, settings.extra_steps, run.seed(STAGE, task)
-            )
+        return processes.submit(
+            _attempts, run.settings, inits, settings.noise, settings.extra_steps, run.seed(STAGE, task)
+        )
 
-    def first_jobs(task: str) -> list[concurrent.futures.Future]:
+    def first_jobs(task: str) -> list[Job]:
         return [submit(task, first) for first in range(0, settings.per_task, stride)]
 
     # Only one task ahead: a retry waits behind what is queued, and finished attempts are held in memory.
@@ -149,21 +117,37 @@ def _collect(
                     )
                 jobs.append(submit(task, submitted))
                 submitted += min(stride, limit - submitted)
-            try:
-                outcomes = jobs.pop(0).result()
-            except concurrent.futures.process.BrokenProcessPool:
-                raise RunError(
-                    f"a process that made demonstrations of {task} died (often: out of memory). The tasks before it "
-                    "are kept: run the same command again, with a lower config.demos.processes if it happens again"
-                ) from None
+            outcomes = _outcomes(processes, jobs.pop(0), task)
             for demo in outcomes:
                 if len(demos) < settings.per_task:
                     attempts += 1
                     if demo is not None:
                         demos.append(demo)
         for job in jobs:
-            job.cancel()
+            processes.cancel(job)
         yield task, demos, attempts
+
+
+def _outcomes(processes: JobProcesses, job: Job, task: str) -> list[Demonstration | None]:
+    """What a job of attempts gave. Raises RunError, one line, where it gave nothing; Stopped when asked to stop."""
+    try:
+        return processes.result(job)
+    except Interrupted:
+        raise Stopped(STAGE) from None
+    except ProcessDied as error:
+        hint = "too little memory, mostly: lower config.demos.processes" if error.memory else "a crash of the simulator"
+        raise RunError(
+            f"a process that made demonstrations of {task} {error} ({hint}). The tasks before it are kept: run the "
+            "same command again"
+        ) from None
+    except JobError as error:
+        failed = RunError(
+            f"the scripted expert of {task} failed with {str(error)[:140]}. The tasks before it are kept: mend the "
+            "cause and run the same command again"
+        )
+        for note in getattr(error, "__notes__", []):
+            failed.add_note(note)
+        raise failed from None
 
 
 def _attempts(settings: dict[str, Any], inits: list, noise: float, extra_steps: int, seed: int) -> list:

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import fcntl
 import os
-import signal
 import threading
 import zlib
 from collections.abc import Iterator, Sequence
@@ -244,21 +243,3 @@ def locked(workdir: Path) -> Iterator[None]:
         file.write(f"process {os.getpid()}")
         file.flush()
         yield
-
-
-@contextlib.contextmanager
-def stop_on_signals(stop: threading.Event) -> Iterator[None]:
-    """SIGTERM and the first SIGINT set `stop`: the stages save and leave. A second SIGINT interrupts at once."""
-
-    def request(number: int, _frame: Any) -> None:
-        if stop.is_set() and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.set()
-        telemetry.log(f"{signal.Signals(number).name}: saving, then stopping")
-
-    previous = {number: signal.signal(number, request) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -1,0 +1,191 @@
+"""Signals as a person or a cluster sends them: whatever comes, and whenever, the process ends soon."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FAKE = ROOT / "tests" / "configs" / "fake.py"
+QUICKSTART = ROOT / "configs" / "quickstart.py"
+LIMIT_S = 10
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    return os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PLATFORMS": "cpu",
+    }
+
+
+@pytest.fixture
+def start(environment):
+    """Start the cascade in a process group of its own, as a shell or a cluster does."""
+    started = []
+
+    def call(workdir, *changes, config=FAKE):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cso_jax.main", f"--config={config}", f"--workdir={workdir}",
+             *(f"--config.{change}" for change in changes)],
+            cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+        started.append(process)
+        return process
+
+    yield call
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+
+
+def wait_until(reached, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not reached():
+        assert process.poll() is None, f"ended too early: {process.stderr.read()}"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def end_of(process):
+    """stderr of a process that must end within the limit and leave no child behind."""
+    children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+    _, stderr = process.communicate(timeout=LIMIT_S)
+    _, alive = psutil.wait_procs(children, timeout=5)
+    assert not alive
+    assert "Traceback" not in stderr and "error:" not in stderr
+    return stderr
+
+
+def demonstrating(process):
+    """Whether a process of it makes demonstrations: it has been at work for a moment."""
+    for child in psutil.Process(process.pid).children():
+        with contextlib.suppress(psutil.Error):  # it may be ending
+            if "spawn_main" in " ".join(child.cmdline()) and sum(child.cpu_times()[:2]) > 0.5:
+                return True
+    return False
+
+
+SLOW_EXPERT = ("demos.noise=0.3", "env.horizon=40", "demos.per_task=4000", "demos.max_attempts_per_demo=30")
+
+
+@pytest.mark.parametrize(
+    ("signals", "status"),
+    [
+        ([signal.SIGINT], 130),
+        ([signal.SIGINT] * 3, 130),
+        ([signal.SIGTERM], 143),
+        ([signal.SIGUSR1, signal.SIGINT], 143),
+    ],
+    ids=lambda value: "-".join(s.name for s in value) if isinstance(value, list) else None,
+)
+def test_signals_to_the_group_end_demonstrations(start, tmp_path, signals, status):
+    process = start(tmp_path / "run", *SLOW_EXPERT)
+    wait_until(lambda: demonstrating(process), process)
+    for number in signals:
+        os.killpg(process.pid, number)
+        time.sleep(0.2)
+    stderr = end_of(process)
+    assert process.returncode == status
+    assert "memory" not in stderr and "run the same command to go on" in stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "times", "status"), [(signal.SIGINT, 3, 130), (signal.SIGTERM, 1, 143)])
+def test_signals_end_metaworld_demonstrations(start, tmp_path, number, times, status):
+    process = start(tmp_path / "run", "demos.per_task=400", "codebook.steps=10", config=QUICKSTART)
+    wait_until(lambda: demonstrating(process), process)
+    for _ in range(times):
+        os.killpg(process.pid, number)
+        time.sleep(0.5)
+    assert "memory" not in end_of(process)
+    assert process.returncode == status
+
+
+@pytest.mark.slow
+def test_sigterm_ends_libero_demonstrations(start, tmp_path):
+    pytest.importorskip("libero")
+    if "LIBERO_ASSETS" not in os.environ:
+        pytest.skip("LIBERO_ASSETS is not set")
+    config = ROOT / "configs" / "libero_object_state.py"
+    process = start(tmp_path / "run", config=config)
+    wait_until(lambda: demonstrating(process), process)
+    time.sleep(10)  # into an attempt, which takes most of a minute
+    process.send_signal(signal.SIGTERM)
+    end_of(process)
+    assert process.returncode == 143
+
+
+STAGES = {
+    "codebook": lambda w: (w / "checkpoints" / "codebook").exists(),
+    "rollouts": lambda w: (w / "checkpoints" / "imitation" / "200").exists(),
+    "spo": lambda w: (w / "checkpoints" / "spo").exists(),
+}
+
+
+@pytest.mark.parametrize(
+    ("stage", "number"), [("codebook", signal.SIGHUP), ("rollouts", signal.SIGUSR1), ("spo", signal.SIGINT)]
+)
+def test_any_stage_saves_and_stops(start, tmp_path, stage, number):
+    workdir = tmp_path / "run"
+    process = start(workdir)
+    wait_until(lambda: STAGES[stage](workdir), process)
+    os.killpg(process.pid, number)
+    stderr = end_of(process)
+    assert process.returncode == (130 if number == signal.SIGINT else 143)
+    assert f"{number.name}: saving, then stopping" in stderr
+
+
+@pytest.mark.parametrize("delay", [0.1, 0.5, 1.0, 2.0])
+def test_a_signal_while_everything_is_still_being_imported(start, tmp_path, delay):
+    process = start(tmp_path / "run")
+    time.sleep(delay)
+    os.killpg(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=LIMIT_S)
+    assert process.returncode in (130, -signal.SIGINT)
+    assert "error:" not in stderr
+
+
+BUSY = """
+import sys, threading, time
+from cso_jax.stopping import stop_on_signals, end_process
+stop = threading.Event()
+with stop_on_signals(stop, grace_s=1.0) as received:
+    print("ready", flush=True)
+    if sys.argv[1] == "native":
+        while True:  # a native call that does not come back to the interpreter, as a compilation
+            sorted([0.0] * 100)
+            threading.Lock().acquire() and threading.Event().wait(3600)
+    stop.wait()
+    time.sleep(float(sys.argv[1]))
+end_process(received.exit_status)
+"""
+
+
+@pytest.mark.parametrize(
+    ("busy", "signals", "status", "said"),
+    [
+        ("native", [signal.SIGTERM], 143, "still busy after 1 s: leaving at once"),
+        ("native", [signal.SIGINT, signal.SIGINT], 130, "SIGINT: leaving at once"),
+        ("60", [signal.SIGINT, signal.SIGTERM], 130, "SIGTERM: leaving at once"),
+        ("60", [signal.SIGUSR1], 143, "still busy after 1 s: leaving at once"),
+        ("0", [signal.SIGHUP], 143, "SIGHUP: saving, then stopping"),
+    ],
+)
+def test_whoever_is_too_busy_is_ended(busy, signals, status, said):
+    process = subprocess.Popen([sys.executable, "-c", BUSY, busy], cwd=ROOT, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)  # fmt: skip
+    assert process.stdout.readline() == "ready\n"
+    for number in signals:
+        process.send_signal(number)
+        time.sleep(0.1)
+    _, stderr = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == status and said in stderr
