@@ -6,8 +6,6 @@ and the whole cascade. The methods that need both outcomes in a group draw up to
 makes one pair per success and failure: rollouts and updates are in the table.
 """
 
-import sys
-
 import runner
 import variants
 from variants import Variant
@@ -26,4 +24,4 @@ EXPERIMENT = runner.Experiment(
 )  # fmt: skip
 
 if __name__ == "__main__":
-    sys.exit(runner.main(EXPERIMENT))
+    runner.start(EXPERIMENT)

@@ -5,7 +5,6 @@ GSPO as its own paper defines it, which the paper does not list. A second table 
 together: how far their success rates lie apart, and, with three times the runs, how the granularities compare.
 """
 
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -118,4 +117,4 @@ EXPERIMENT = runner.Experiment(
 )  # fmt: skip
 
 if __name__ == "__main__":
-    sys.exit(runner.main(EXPERIMENT))
+    runner.start(EXPERIMENT)

@@ -4,8 +4,6 @@ From the base runs' records: rollouts per task until its successes were collecte
 were kept), beside the imitation policy's success.
 """
 
-import sys
-
 import runner
 import variants
 from results import mean_of
@@ -42,4 +40,4 @@ EXPERIMENT = runner.Experiment(
 )  # fmt: skip
 
 if __name__ == "__main__":
-    sys.exit(runner.main(EXPERIMENT))
+    runner.start(EXPERIMENT)

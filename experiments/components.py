@@ -4,8 +4,6 @@ Imitation, the whole method, R-SFT alone, SPO alone (from the imitation policy),
 SPO too.
 """
 
-import sys
-
 import runner
 import variants
 from variants import Variant
@@ -22,4 +20,4 @@ EXPERIMENT = runner.Experiment(
 )  # fmt: skip
 
 if __name__ == "__main__":
-    sys.exit(runner.main(EXPERIMENT))
+    runner.start(EXPERIMENT)

@@ -4,8 +4,6 @@ The critic is an MLP on the frozen context of each decision, fitted to the first
 use; generalised advantage estimates, normalised over the iteration; ratios and clip range are SPO's.
 """
 
-import sys
-
 import runner
 import variants
 from variants import Variant
@@ -21,4 +19,4 @@ EXPERIMENT = runner.Experiment(
 )  # fmt: skip
 
 if __name__ == "__main__":
-    sys.exit(runner.main(EXPERIMENT))
+    runner.start(EXPERIMENT)

@@ -5,8 +5,6 @@ and as its own paper defines it (normalised by length). curves.png is Figure 3: 
 rollouts, standard deviation over seeds shaded.
 """
 
-import sys
-
 import runner
 import variants
 from variants import Variant
@@ -24,4 +22,4 @@ EXPERIMENT = runner.Experiment(
 )  # fmt: skip
 
 if __name__ == "__main__":
-    sys.exit(runner.main(EXPERIMENT))
+    runner.start(EXPERIMENT)

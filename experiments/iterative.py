@@ -4,8 +4,6 @@ The loop's rounds each have their share of the successes, R-SFT steps and SPO it
 round's start, its encoder is fine-tuned again by that round's R-SFT. Wall-clock time is in the table.
 """
 
-import sys
-
 import runner
 import variants
 from ml_collections import ConfigDict
@@ -30,4 +28,4 @@ EXPERIMENT = runner.Experiment(
 )  # fmt: skip
 
 if __name__ == "__main__":
-    sys.exit(runner.main(EXPERIMENT))
+    runner.start(EXPERIMENT)

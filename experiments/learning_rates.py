@@ -5,8 +5,6 @@ decides how many leave the clip range. The four rows of granularity.py at the su
 against skills at the suite's rate; then those of the lower rate among themselves.
 """
 
-import sys
-
 import granularity
 import runner
 import tables
@@ -40,4 +38,4 @@ def finish(outcome: runner.Outcome) -> None:
 EXPERIMENT = runner.Experiment("learning_rates", __doc__ or "", rates, "spo", finish=finish)
 
 if __name__ == "__main__":
-    sys.exit(runner.main(EXPERIMENT))
+    runner.start(EXPERIMENT)

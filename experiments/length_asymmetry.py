@@ -8,7 +8,6 @@ above the training's own, which average over the pass.
 """
 
 import itertools
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -174,4 +173,4 @@ EXPERIMENT = runner.Experiment(
 )  # fmt: skip
 
 if __name__ == "__main__":
-    sys.exit(runner.main(EXPERIMENT))
+    runner.start(EXPERIMENT)

@@ -8,7 +8,6 @@ config.sampling's temperature and top-k, whatever they were collected with.
 """
 
 import itertools
-import sys
 
 import runner
 import variants
@@ -78,4 +77,4 @@ EXPERIMENT = runner.Experiment(
 )  # fmt: skip
 
 if __name__ == "__main__":
-    sys.exit(runner.main(EXPERIMENT))
+    runner.start(EXPERIMENT)

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import plots
@@ -30,7 +30,8 @@ from variants import Variant
 from cso_jax import config as configs
 from cso_jax import telemetry
 from cso_jax.files import rewrite_jsonl
-from cso_jax.main import EXIT_INTERRUPTED, EXIT_STOPPED, fail
+from cso_jax.main import fail, run_command
+from cso_jax.stopping import EXIT_INTERRUPTED, EXIT_STOPPED, stop_on_signals
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +69,8 @@ class Outcome:
     folder: Path
 
 
+_GRACE_S = 9.5  # a moment more than the runs have to save and stop
+
 Launch = Callable[[Plan, Options, str | None, threading.Event], int]
 """`(plan, options, commit, stop) -> exit status` of one run; `stop` asks it to save and end."""
 
@@ -87,6 +90,7 @@ def launch(one: Plan, options: Options, commit: str | None, stop: threading.Even
             stdout=log,
             stderr=subprocess.STDOUT,
             env=environment,
+            start_new_session=True,  # a terminal's Ctrl-C is for the runner, whose end of the pipe tells the run
         )
         assert child.stdin is not None
         while child.poll() is None:
@@ -117,14 +121,17 @@ def _failure(one: Plan, status: int) -> str:
     return f"{name} ended with status {status}: {said.removeprefix('error: ')} (log: {log_of(one)})"
 
 
-def execute(plans: Sequence[Plan], options: Options, run: Launch, description: str) -> list[str]:
-    """Run what is not done, `options.jobs` at a time; returns one line per run that failed."""
+class Stopped(Exception):
+    """A signal asked the experiment to stop; its runs have saved and ended."""
+
+
+def execute(plans: Sequence[Plan], options: Options, run: Launch, description: str, stop: threading.Event) -> list[str]:
+    """Run what is not done, `options.jobs` at a time; returns one line per run that failed. Raises Stopped."""
     waiting = [one for one in plans if not one.done]
     if not waiting:
         return []
     commit = results.commit()
     failures: list[str] = []
-    stop = threading.Event()
 
     def work(one: Plan) -> tuple[Plan, int, float]:
         started = time.monotonic()
@@ -134,11 +141,11 @@ def execute(plans: Sequence[Plan], options: Options, run: Launch, description: s
     bar = telemetry.progress(len(plans), description, unit="run", initial=len(plans) - len(waiting))
     try:
         futures = [executor.submit(work, one) for one in waiting]
-        for future in concurrent.futures.as_completed(futures):
+        for future in _as_completed(futures, stop):
             one, status, seconds = future.result()
             name = f"{one.workdir.parent.name} seed {one.seed}"
             if status in (EXIT_INTERRUPTED, EXIT_STOPPED):
-                raise KeyboardInterrupt
+                raise Stopped
             if status:
                 failures.append(_failure(one, status))
                 telemetry.warn(failures[-1])
@@ -156,6 +163,16 @@ def execute(plans: Sequence[Plan], options: Options, run: Launch, description: s
         executor.shutdown(wait=True, cancel_futures=True)
         bar.close()
     return failures
+
+
+def _as_completed(futures: list, stop: threading.Event) -> Iterator:
+    """As concurrent.futures.as_completed. Raises Stopped once `stop` is set."""
+    pending = set(futures)
+    while pending:
+        if stop.is_set():
+            raise Stopped
+        done, pending = concurrent.futures.wait(pending, 0.2, concurrent.futures.FIRST_COMPLETED)
+        yield from done
 
 
 def gather(cells: Sequence[Plan], experiment: Experiment, options: Options) -> dict[str, list[results.Row]]:
@@ -210,7 +227,7 @@ def write(outcome: Outcome) -> tables.Table | None:
 
 
 def main(experiment: Experiment, arguments: Sequence[str] | None = None, *, run: Launch = launch) -> int:
-    """The command line of an experiment; returns the exit status: 0, 1 where something failed, 130 when interrupted."""
+    """The command line of an experiment; returns 0, 1 where something failed, 130 or 143 when stopped."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if "--help" in arguments:
         telemetry.show(f"{inspect.cleandoc(experiment.claim)}\n\n{usage(experiment.name)}")
@@ -228,13 +245,15 @@ def main(experiment: Experiment, arguments: Sequence[str] | None = None, *, run:
         f"{experiment.name}: {len(bases)} base runs and {len(runs)} of {len(chosen)} variants, "
         f"{sum(one.done for one in [*bases, *runs])} finished before; {options.jobs} at a time, in {options.out}"
     )
-    try:
-        failures = execute(bases, options, run, "base runs")
-        ready = {one.workdir for one in bases if one.done}
-        failures += execute([one for one in runs if one.base in ready], options, run, "variants")
-    except KeyboardInterrupt:
-        telemetry.log("interrupted; what was saved is kept, run the same command to go on")
-        return EXIT_INTERRUPTED
+    stop = threading.Event()
+    with stop_on_signals(stop, grace_s=_GRACE_S) as received:
+        try:
+            failures = execute(bases, options, run, "base runs", stop)
+            ready = {one.workdir for one in bases if one.done}
+            failures += execute([one for one in runs if one.base in ready], options, run, "variants", stop)
+        except Stopped:
+            telemetry.log("stopped; what was saved is kept, run the same command to go on")
+            return received.exit_status or EXIT_INTERRUPTED
     rows = gather(cells, experiment, options)
     outcome = Outcome(experiment, options, chosen, rows, options.out / experiment.name)
     table = write(outcome)
@@ -242,3 +261,8 @@ def main(experiment: Experiment, arguments: Sequence[str] | None = None, *, run:
         telemetry.show(table.as_text())
     telemetry.log(f"results: {outcome.folder}")
     return fail(configs.ConfigError("\n".join(failures))) if failures else 0
+
+
+def start(experiment: Experiment) -> None:
+    """What a script does when it is run: the command line, and the end of the process with its status."""
+    run_command(lambda: main(experiment))

@@ -3,8 +3,6 @@
 SPO follows in each case. Where the suite fixes the number of R-SFT steps, all three take as many.
 """
 
-import sys
-
 import runner
 import variants
 from ml_collections import ConfigDict
@@ -29,4 +27,4 @@ EXPERIMENT = runner.Experiment(
 )  # fmt: skip
 
 if __name__ == "__main__":
-    sys.exit(runner.main(EXPERIMENT))
+    runner.start(EXPERIMENT)

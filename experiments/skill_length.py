@@ -5,7 +5,6 @@ trained anew; the demonstrations are shared.
 """
 
 import math
-import sys
 
 import runner
 import variants
@@ -30,4 +29,4 @@ EXPERIMENT = runner.Experiment(
 )  # fmt: skip
 
 if __name__ == "__main__":
-    sys.exit(runner.main(EXPERIMENT))
+    runner.start(EXPERIMENT)

@@ -168,8 +168,24 @@ import sys
 sys.path[:0] = [{tests!r}, {experiments!r}]
 import runner
 from test_experiments_runner import MEASURED
-sys.exit(runner.main(MEASURED))
+runner.start(MEASURED)
 """
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_stops_the_runner_and_its_runs(tmp_path, number, status):
+    program = SCRIPT.format(tests=str(Path(__file__).parent), experiments=str(ROOT / "experiments"))
+    command = [sys.executable, "-c", program, f"--suite={FAKE}", "--seeds=1", f"--out={tmp_path / 'out'}", "--jobs=1"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    log = tmp_path / "out" / "base" / "seed_1.log"
+    while not (log.exists() and "workdir" in log.read_text()):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.05)
+    os.killpg(process.pid, number)
+    _, said = process.communicate(timeout=10)
+    assert process.returncode == status
+    assert "run the same command to go on" in said and "Traceback" not in said
+    assert "SIGTERM: saving, then stopping" in log.read_text() and "Traceback" not in log.read_text()
 
 
 @pytest.mark.slow
