@@ -10,13 +10,16 @@ import hashlib
 import json
 import math
 import runpy
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
-from cso_jax import defaults, objectives
+from cso_jax import checks, defaults, objectives
+from cso_jax.checks import flatten
+from cso_jax.files import expanded
 from cso_jax.precision import PRECISIONS
 from cso_jax.rollout import groups
 
@@ -59,38 +62,52 @@ def load(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> ConfigD
     Raises:
       ConfigError: a file that is not there or not a config, or any problem of keys, types and values, all at once.
     """
-    path = Path(path)
+    path = expanded(path)
     if not path.is_file():
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], n=1)
         hint = f"; did you mean {path.parent / near[0]}?" if near else ""
         raise ConfigError(f"no config file {path}{hint}")
-    try:
-        namespace = runpy.run_path(str(path))
-    except (SyntaxError, ImportError) as error:
-        raise ConfigError(f"{path} is not a config: {' '.join(str(error).split())}") from None
-    if "get_config" not in namespace:
-        raise ConfigError(f"{path} defines no get_config() -> ConfigDict")
-    try:
-        config = namespace["get_config"]()
-    except (AttributeError, KeyError, TypeError) as error:
-        # ml_collections refuses unknown keys and other types; it goes on to print every key that there is.
-        raise ConfigError(f"{path}: {str(error).strip().splitlines()[0]}") from None
+    config = _made_by(path)
     config.unlock()
     config.name = path.stem
+    problems = checks.structure_problems(config)
+    if problems:
+        raise ConfigError("\n".join(f"{path}: {problem}" for problem in problems))
     given = dict(overrides)
     config.scale = given.pop("scale", config.scale)
     if config.scale not in SCALES:
         raise ConfigError(f"config.scale must be one of {', '.join(SCALES)}; got {config.scale!r}")
-    if config.scale == "smoke":
+    if config.scale == "smoke" and config.env.name in ENVIRONMENTS:
         try:
             defaults.smoke(config)
         except (ValueError, ImportError) as error:
             raise ConfigError(str(error)) from None
     problems = [problem for key, text in given.items() if (problem := _override(config, key, text))]
-    problems += validate(config) if not problems else []
+    problems = checks.structure_problems(config) or problems or validate(config)
     if problems:
         raise ConfigError("\n".join(problems))
     return config.lock()
+
+
+def _made_by(path: Path) -> ConfigDict:
+    """What `get_config()` of the file returns. Raises ConfigError, with the place in the file, for anything else."""
+    try:
+        get_config = runpy.run_path(str(path)).get("get_config")
+        if get_config is None:
+            raise ConfigError(f"{path} defines no get_config() -> ConfigDict")
+        config = get_config()
+    except ConfigError:
+        raise
+    except (Exception, SystemExit) as error:  # it is a program of its own: it may raise anything
+        # ml_collections refuses unknown keys and other types; it goes on to print every key that there is.
+        said = (str(error).strip().splitlines() or ["nothing more was said"])[0]
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        place = f"{path}, line {lines[-1]}" if lines else f"{path}"
+        raise ConfigError(f"{place} is not a config: {type(error).__name__}: {said}") from None
+    if not isinstance(config, ConfigDict):
+        what = "nothing (does it end in `return config`?)" if config is None else f"a {type(config).__name__}"
+        raise ConfigError(f"{path}: get_config() returned {what}; a config starts from cso_jax.defaults.metaworld()")
+    return ConfigDict(config) if isinstance(config, FrozenConfigDict) else config
 
 
 def _override(config: ConfigDict, key: str, text: str) -> str | None:
@@ -103,7 +120,7 @@ def _override(config: ConfigDict, key: str, text: str) -> str | None:
         value = _parse(text, known[key])
     except (ValueError, SyntaxError, OverflowError):
         kind = type(known[key]).__name__
-        return f"config.{key} is {_article(kind)} (now {known[key]!r}); {text!r} is not"
+        return f"config.{key} is {checks.kind_name(kind)} (now {known[key]!r}); {text!r} is not"
     *sections, name = key.split(".")
     target = config
     for section in sections:
@@ -111,10 +128,6 @@ def _override(config: ConfigDict, key: str, text: str) -> str | None:
     with target.ignore_type():
         target[name] = value
     return None
-
-
-def _article(kind: str) -> str:
-    return {"int": "a whole number", "float": "a number", "bool": "true or false", "tuple": "a list"}.get(kind, kind)
 
 
 def _parse(text: str, current: Any) -> Any:
@@ -182,7 +195,8 @@ def validate(config: ConfigDict) -> list[str]:
     one_of("spo.objective", objectives.OBJECTIVES)
     for key, value in flatten(config).items():
         if isinstance(value, int | float) and not isinstance(value, bool):
-            need(value >= 0, f"config.{key} must not be negative; got {value}")
+            need(math.isfinite(value), f"config.{key} must be a finite number; got {value}")
+            need(not value < 0, f"config.{key} must not be negative; got {value}")
     for key in (
         "codebook.batch_size", "imitation.batch_size", "rsft.batch_size", "codebook.steps", "imitation.steps",
         "rollout.slots", "demos.per_task", "execution_horizon", "env.horizon", "evaluation.episodes_per_task",
@@ -190,14 +204,25 @@ def validate(config: ConfigDict) -> list[str]:
         "imitation.log_every", "rsft.log_every", "spo.epochs", "spo.checkpoint_every", "codebook.checkpoint_every",
         "imitation.checkpoint_every", "rsft.checkpoint_every", "rsft.strikes", "rsft.successes_per_task",
         "spo.iterations", "rollout.max_attempts", "prior.heads", "autoencoder.heads", "env.image_size",
-        "demos.max_attempts_per_demo",
+        "demos.max_attempts_per_demo", "autoencoder.chunk_length", "autoencoder.width", "prior.width",
+        "encoder.image_width", "encoder.lowdim_width", "env.video_size", "env.video_every",
     ):  # fmt: skip
         need(flatten(config)[key] > 0, f"config.{key} must be at least 1; got {flatten(config)[key]}")
+    for key in ("rollout.step_timeout_s", "rollout.start_timeout_s", "codebook.clip_norm", "imitation.clip_norm",
+                "rsft.clip_norm", "spo.clip_norm"):  # fmt: skip
+        need(flatten(config)[key] != 0, f"config.{key} must be positive; got 0")
+    lists = {key: flatten(config)[key] for key in
+             ("autoencoder.strides", "autoencoder.kernels", "encoder.lowdim_hidden", "autoencoder.levels")}  # fmt: skip
+    uncountable = [key for key, sizes in lists.items() if not all(isinstance(n, int) and n > 0 for n in sizes)]
+    if uncountable:  # the rules below compute with them
+        return problems + [f"config.{k} must hold whole numbers of at least 1; got {lists[k]}" for k in uncountable]
+    for key in ("autoencoder.dropout", "prior.dropout"):
+        need(flatten(config)[key] < 1, f"config.{key} is a probability below 1; got {flatten(config)[key]}")
+    problems += checks.schedule_problems(config)
+    problems += checks.sampling_problems(config)
     chunk = config.autoencoder.chunk_length
-    stride = 1
-    for value in config.autoencoder.strides:
-        stride *= value
-    need(stride > 0 and chunk % stride == 0, f"config.autoencoder.strides {config.autoencoder.strides} must divide "
+    stride = math.prod(config.autoencoder.strides)
+    need(chunk % stride == 0, f"config.autoencoder.strides {config.autoencoder.strides} must divide "
          f"the chunk of {chunk} actions")  # fmt: skip
     need(len(config.autoencoder.strides) == len(config.autoencoder.kernels),
          "config.autoencoder.strides and config.autoencoder.kernels must have one entry per layer")  # fmt: skip
@@ -207,6 +232,9 @@ def validate(config: ConfigDict) -> list[str]:
     need(config.autoencoder.width % max(config.autoencoder.heads, 1) == 0,
          "config.autoencoder.heads must divide config.autoencoder.width")  # fmt: skip
     need(all(level >= 2 for level in config.autoencoder.levels), "config.autoencoder.levels must all be at least 2")
+    epsilon = 0 < config.spo.clip_low < 0.5 and 1 <= config.spo.clip_high < 2
+    need(not epsilon, "config.spo.clip_low is the lowest ratio itself, not its distance from 1: got "
+         f"{config.spo.clip_low}, for that distance give {1 - config.spo.clip_low:.6g}, for no bound 0")  # fmt: skip
     need(config.spo.clip_low <= 1.0 <= config.spo.clip_high,
          "config.spo.clip_low and clip_high are bounds of the ratio itself and must enclose 1, e.g. 0.93 and 1.15; "
          f"got [{config.spo.clip_low}, {config.spo.clip_high}]")  # fmt: skip
@@ -221,18 +249,13 @@ def validate(config: ConfigDict) -> list[str]:
     need(config.rsft.strike_rule == "new_state" or config.rsft.max_rollouts_per_task >= config.rsft.strikes,
          f"config.rsft.max_rollouts_per_task is {config.rsft.max_rollouts_per_task}, but one initial state takes "
          f"config.rsft.strikes = {config.rsft.strikes} rollouts")  # fmt: skip
-    vocabulary = math.prod(config.autoencoder.levels)
-    for key in ("sampling.top_k", "rsft.top_k"):
-        top_k = flatten(config)[key]
-        need(top_k <= vocabulary, f"config.{key} is {top_k}, but there are {vocabulary} codes")
-    need(config.sampling.temperature > 0 or not config.spo.enabled,
-         "config.sampling.temperature is 0 (greedy): the episodes of a group would all be the same; "
-         "SPO needs a positive one")  # fmt: skip
     need(config.autoencoder.width % 8 == 0, "config.autoencoder.width must be a multiple of 8 (GroupNorm's groups)")
     need(0.0 <= config.imitation.validation_fraction < 1.0, "config.imitation.validation_fraction must be in [0, 1)")
     need(config.env.name != "metaworld" or config.env.horizon <= 500,
          f"config.env.horizon is {config.env.horizon}, but MetaWorld ends every episode at 500 steps")  # fmt: skip
     need(len(config.env.tasks) > 0, "config.env.tasks is empty")
+    need(config.env.obs != "pixels" or len(config.env.cameras) > 0,
+         "config.env.cameras is empty, but config.env.obs is pixels")  # fmt: skip
     need(config.data != "official" or config.env.name == "libero", "config.data=official is for LIBERO's files only")
     need(config.data != "official" or config.demos.folder != "",
          "config.data=official reads HDF5 files: --config.demos.folder=FOLDER says where they are")  # fmt: skip
@@ -270,17 +293,6 @@ def _objective_problems(config: ConfigDict, decisions: int) -> list[str]:
     return [message for fits, message in rules if not fits]
 
 
-def flatten(config: ConfigDict) -> dict[str, Any]:
-    """`{"spo.learning_rate": 1e-6, ...}`, leaves only."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, ConfigDict):
-            flat.update({f"{key}.{inner}": leaf for inner, leaf in flatten(value).items()})
-        else:
-            flat[key] = value
-    return flat
-
-
 def to_json(config: ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=2, sort_keys=True)
 
@@ -294,9 +306,12 @@ def from_json(text: str) -> ConfigDict:
         return tuple(value) if isinstance(value, list) else value
 
     try:
-        return ConfigDict(restored(json.loads(text))).lock()
+        stored = json.loads(text)
     except ValueError as error:
         raise ConfigError(f"config.json is not JSON: {error}") from None
+    if not isinstance(stored, dict):
+        raise ConfigError(f"config.json must hold an object, the values of a run; it holds a {type(stored).__name__}")
+    return ConfigDict(restored(stored)).lock()
 
 
 def relevant(config: ConfigDict) -> dict[str, Any]:

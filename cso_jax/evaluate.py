@@ -9,8 +9,11 @@ Uses the run's own config. Episodes that the run has evaluated already are taken
 import sys
 from pathlib import Path
 
+from ml_collections import ConfigDict
+
 from cso_jax import config as configs
 from cso_jax import telemetry
+from cso_jax.files import step_folders
 
 USAGE = "python -m cso_jax.evaluate --workdir=DIR [--stage=imitation|rsft|spo] [--episodes=N]"
 STAGES = ("imitation", "rsft", "spo")
@@ -26,28 +29,41 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         workdir, stage, episodes = _parse(arguments)
-        config = configs.from_json((workdir / "config.json").read_text())
+        config = _config_of(workdir)
     except configs.ConfigError as error:
         return fail(error)
     return supervised(config, workdir, lambda stop: _evaluate(config, workdir, stage, episodes, stop))
 
 
 def _parse(arguments: list[str]) -> tuple[Path, str, int]:
+    from cso_jax.main import folder_of
+
     options, overrides = configs.split_arguments(arguments)
     unknown = sorted(options.keys() - {"workdir", "stage", "episodes", "help"})
     if unknown or overrides or "workdir" not in options:
         raise configs.ConfigError(f"usage: {USAGE}")
-    workdir = Path(options["workdir"])
-    if not (workdir / "config.json").exists():
+    workdir = folder_of(options["workdir"])
+    if not (workdir / "config.json").is_file():
         raise configs.ConfigError(f"{workdir} is not the workdir of a run: it has no config.json")
-    trained = [stage for stage in STAGES if any((workdir / "checkpoints" / stage).glob("[0-9]*"))]
+    trained = [stage for stage in STAGES if step_folders(workdir / "checkpoints" / stage)]
     stage = options.get("stage") or (trained[-1] if trained else "none")
     if stage not in trained:
         raise configs.ConfigError(f"{workdir} has no policy of stage {stage!r}; it has {', '.join(trained) or 'none'}")
     episodes = options.get("episodes", "0")
-    if not episodes.isdigit():
+    if not episodes.isdecimal():
         raise configs.ConfigError(f"--episodes is a number of episodes per task; got {episodes!r}")
     return workdir, stage, int(episodes)
+
+
+def _config_of(workdir: Path) -> ConfigDict:
+    """The config that the run was made with. Raises ConfigError where it cannot be read."""
+    stored = workdir / "config.json"
+    try:
+        return configs.from_json(stored.read_text("utf-8"))
+    except OSError as error:
+        raise configs.ConfigError(f"{stored} cannot be read: {error.strerror}") from None
+    except ValueError as error:  # ConfigError is one, and so is text in another encoding
+        raise configs.ConfigError(f"{stored}: {error}; put it back, or evaluate another --workdir") from None
 
 
 def _evaluate(config, workdir: Path, stage: str, episodes: int, stop) -> None:

@@ -14,6 +14,21 @@ import numpy as np
 PathLike = str | os.PathLike[str]
 
 
+def expanded(path: PathLike) -> Path:
+    """`path` with a leading "~" or "~user" replaced by that home folder; as it is where no such home is known."""
+    return Path(os.path.expanduser(path))
+
+
+def step_folders(folder: PathLike) -> list[Path]:
+    """The finished checkpoints `<step>` of a stage's folder, by step.
+
+    What orbax is still writing, or had to leave when it was killed, is called `<step>.orbax-checkpoint-tmp...`.
+    """
+    folder = Path(folder)
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted((path for path in found if path.name.isdecimal() and path.is_dir()), key=lambda path: int(path.name))
+
+
 def to_plain(value: Any) -> Any:
     """Returns `value` as JSON types: NumPy and JAX scalars and arrays become numbers and lists, NaN and inf None."""
     if isinstance(value, Mapping):

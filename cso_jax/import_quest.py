@@ -30,7 +30,7 @@ from cso_jax import envs, learner, policy, telemetry
 from cso_jax.checkpoints import Checkpoints
 from cso_jax.data import language
 from cso_jax.files import atomic_write_text
-from cso_jax.main import fail
+from cso_jax.main import device_problem, fail
 from cso_jax.quest_parameters import QuestError, convert, encoder_names, raise_problems
 from cso_jax.stages.fitting import optimiser_of
 from cso_jax.torch_files import Tensor, TorchFile, TorchFileError
@@ -334,6 +334,9 @@ def main(arguments: list[str] | None = None) -> int:
     if "--help" in arguments:
         telemetry.show(f"usage: {USAGE}")
         return 0
+    problem = device_problem()
+    if problem:
+        return fail(QuestError(problem))
     try:
         telemetry.show(import_checkpoint(*_parse(arguments)))
     except (QuestError, TorchFileError, configs.ConfigError) as error:

@@ -6,6 +6,7 @@ demonstrations -> codebook -> imitation -> R-SFT -> freeze the encoder -> SPO, w
 a report at the end. Start the same command again after an interruption and it goes on where it was.
 """
 
+import contextlib
 import errno
 import os
 import signal
@@ -13,11 +14,13 @@ import sys
 import threading
 from pathlib import Path
 
-from cso_jax import telemetry
+from cso_jax import library_log, telemetry
+from cso_jax.files import expanded
 from cso_jax.stopping import EXIT_INTERRUPTED, EXIT_STOPPED, end_process, stop_on_signals
 
 USAGE = "python -m cso_jax.main --config=configs/quickstart.py [--workdir=DIR] [--config.key=value ...]"
 EXIT_ERROR = 1
+LONGEST_LINE = 299  # of an error, in characters
 
 
 def cascade(config, workdir: Path, stop=None) -> Path:
@@ -92,17 +95,28 @@ def main(arguments: list[str] | None = None) -> int:
             problem = f"unknown option --{unknown[0]}" if unknown else "--config is missing"
             raise configs.ConfigError(f"{problem}; usage: {USAGE}")
         config = configs.load(options["config"], overrides)
+        scale = "" if config.scale == "full" else f"_{config.scale}"
+        workdir = folder_of(options.get("workdir") or f"runs/{config.name}{scale}_seed{config.seed}")
     except configs.ConfigError as error:
         return fail(error)
-    scale = "" if config.scale == "full" else f"_{config.scale}"
-    workdir = Path(options.get("workdir") or f"runs/{config.name}{scale}_seed{config.seed}")
     return supervised(config, workdir, lambda stop: cascade(config, workdir, stop))
+
+
+def folder_of(text: str) -> Path:
+    """The folder that --workdir names: the shell leaves the "~" of --workdir=~/runs as it is."""
+    from cso_jax import config as configs
+
+    folder = expanded(text)
+    if text.startswith("~") and str(folder).startswith("~"):
+        raise configs.ConfigError(f"--workdir={text}: no such home folder is known here; give the whole path")
+    return folder
 
 
 def supervised(config, workdir: Path, work) -> int:
     """Call `work(stop)` with the workdir locked, signals handled and every expected error as one line.
 
-    Returns the exit status. `stop` is an event that a signal sets.
+    Returns the exit status. `stop` is an event that a signal sets. What libraries say goes to `workdir/log.txt`, long
+    explanations to `workdir/errors.log`.
     """
     stop = threading.Event()
     with stop_on_signals(stop) as received:
@@ -119,25 +133,26 @@ def _supervised(config, workdir: Path, work, stop: threading.Event) -> int:
     from cso_jax.stages.run import RunError, Stopped, locked
 
     expected = (configs.ConfigError, RunError, RolloutError, StoreError, CheckpointError)
-    if workdir.exists() and not workdir.is_dir():
-        return fail(RunError(f"{workdir} is a file; --workdir must be a folder, or a new name"))
+    details = workdir / "errors.log"
+    problem = _workdir_problem(workdir) or device_problem()
+    if problem:
+        return fail(RunError(problem))
     try:
-        with locked(workdir):
+        with locked(workdir), library_log.libraries_to(workdir / "log.txt"):
             telemetry.log(f"workdir {workdir}")
             if config.env.name != "fake":  # which draws with numpy
                 try:
-                    gl.configure_gl(config.env.obs)
+                    gl.require_gl(config.env.obs)
                 except RuntimeError as error:
-                    return fail(error)
+                    return fail(error, details)
             work(stop)
     except expected as error:
         notes = getattr(error, "__notes__", [])
         if notes:
-            details = workdir / "errors.log"
             with open(details, "a") as file:
                 file.write("\n".join([str(error), *notes]) + "\n")
             error = RunError(f"{error} (details: {details})")
-        return fail(error)
+        return fail(error, details)
     except Stopped as where:
         telemetry.log(f"stopped in {where}; everything finished is saved, run the same command to go on")
         return EXIT_STOPPED
@@ -153,6 +168,31 @@ def _supervised(config, workdir: Path, work, stop: threading.Event) -> int:
     return 0
 
 
+def _workdir_problem(workdir: Path) -> str:
+    """Why `workdir` cannot be a folder to write to; empty if it can. Makes it."""
+    try:
+        if workdir.exists() and not workdir.is_dir():
+            return f"{workdir} is a file; --workdir must be a folder, or a new name"
+        workdir.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        return f"cannot write to {workdir}: {_first_line(error)}; choose another --workdir"
+    return ""
+
+
+def device_problem() -> str:
+    """Why JAX has no device to compute on; empty if it has one."""
+    import jax
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as error:  # both come when the platform that is asked for is not there
+        wanted = os.environ.get("JAX_PLATFORMS", "")
+        reason = f" ({_first_line(error)[:100]})" if str(error) else ""
+        asked = f"JAX_PLATFORMS={wanted}, and JAX finds no such device here" if wanted else "JAX finds no device"
+        return f"{asked}{reason}: unset JAX_PLATFORMS, set it to cpu, or install JAX for it (pip install -e '.[cuda]')"
+    return ""
+
+
 def _no_write(error: Exception) -> bool:
     """Whether a full or read-only disk is behind an error: libraries wrap it in types of their own."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
@@ -166,11 +206,29 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def fail(error: Exception) -> int:
-    """Write the error to stderr, one line per problem; returns the exit status."""
-    for line in str(error).splitlines():
-        sys.stderr.write((line if line.startswith(" ") else f"error: {line}") + "\n")
+def fail(error: Exception, details: Path | None = None) -> int:
+    """Write the error to stderr, one line of at most LONGEST_LINE characters per problem; returns the exit status.
+
+    A longer line loses its middle: the problem is at its beginning, what to do at its end. The whole of it then goes to
+    the file `details`, if there is one.
+    """
+    whole = [f"error: {line.rstrip()}" for line in str(error).splitlines() if line.strip()]
+    whole = whole or [f"error: {type(error).__name__}"]
+    lines = [_shortened(line) for line in whole]
+    if details is not None and lines != whole:
+        with contextlib.suppress(OSError), open(details, "a") as file:  # the error itself may be a full disk
+            file.write("\n".join(whole) + "\n")
+            telemetry.log(f"the whole message is in {details}")
+    sys.stderr.write("\n".join(lines) + "\n")
+    sys.stderr.flush()
     return EXIT_ERROR
+
+
+def _shortened(line: str) -> str:
+    if len(line) <= LONGEST_LINE:
+        return line
+    mark, tail = " [...] ", 140
+    return line[: LONGEST_LINE - tail - len(mark)] + mark + line[-tail:]
 
 
 def run_command(command) -> None:

@@ -16,7 +16,7 @@ from tables import Table, success_text, summarise
 
 from cso_jax import config as configs
 from cso_jax import telemetry
-from cso_jax.files import read_jsonl, rewrite_jsonl
+from cso_jax.files import expanded, read_jsonl, rewrite_jsonl
 from cso_jax.main import fail
 
 USAGE = (
@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if scale not in SCALES:
             raise configs.ConfigError(f"--scale must be one of {', '.join(SCALES)}; got {scale!r}")
         seeds = parse_seeds(given.get("seeds", "3"))
-        out = Path(given.get("out", "runs/experiments"))
+        out = expanded(given.get("out", "runs/experiments"))
         if not out.is_dir():
             raise configs.ConfigError(f"--out must be a folder that holds one folder per suite; there is no {out}")
     except configs.ConfigError as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cso_jax import config as configs
+from cso_jax.files import expanded
 
 SCALES = ("smoke", "small", "paper")
 DEFAULT_SUITE = "configs/quickstart.py"
@@ -62,7 +63,7 @@ def parse(name: str, arguments: Sequence[str]) -> Options:
         )
     if unknown:
         raise configs.ConfigError(f"unknown option --{unknown[0]}; {usage(name)}")
-    suite = Path(given.get("suite", DEFAULT_SUITE))
+    suite = expanded(given.get("suite", DEFAULT_SUITE))
     if not suite.is_file() and not suite.is_absolute() and (_ROOT / suite).is_file():
         suite = _ROOT / suite
     scale = given.get("scale", "small")
@@ -72,7 +73,7 @@ def parse(name: str, arguments: Sequence[str]) -> Options:
     if not jobs.isdecimal() or int(jobs) < 1:
         raise configs.ConfigError(f"--jobs is the number of runs side by side, at least 1; got {jobs!r}")
     suffix = "" if scale == "small" else f"_{scale}"
-    out = Path(given.get("out") or f"runs/experiments/{suite.stem}{suffix}")
+    out = expanded(given.get("out") or f"runs/experiments/{suite.stem}{suffix}")
     if out.exists() and not out.is_dir():
         raise configs.ConfigError(f"--out must be a folder; {out} is a file")
     return Options(suite.resolve(), parse_seeds(given.get("seeds", "3")), scale, out.resolve(), int(jobs))

@@ -1,6 +1,7 @@
 """Configuration: every problem in one message, nearest key, scales, comparison of stored and new configs."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -71,13 +72,97 @@ def test_overrides_are_stronger_than_the_scale():
         ([("rsft.max_rollouts_per_task", "5")], "one initial state takes"),
         ([("sampling.top_k", "5000")], "there are 1000 codes"),
         ([("sampling.temperature", "0")], "SPO needs a positive one"),
+        ([("sampling.top_k", "1")], "config.sampling.top_k is 1 (greedy)"),
+        ([("rsft.temperature", "0")], "config.rsft.temperature is 0 (greedy): the 10 attempts"),
+        ([("rsft.top_k", "1")], "config.rsft.top_k is 1 (greedy): the 10 attempts"),
+        ([("autoencoder.dropout", "1.0")], "config.autoencoder.dropout is a probability below 1"),
+        ([("prior.dropout", "1.5")], "config.prior.dropout is a probability below 1"),
+        ([("spo.learning_rate", "inf")], "config.spo.learning_rate must be a finite number; got inf"),
+        ([("demos.noise", "nan")], "config.demos.noise must be a finite number; got nan"),
+        ([("imitation.warmup_steps", "2001")], "config.imitation.warmup_steps is 2001, but the stage has 2000 steps"),
+        ([("rsft.warmup_steps", "1001")], "config.rsft.warmup_steps is 1001, but the stage has 1000 steps"),
+        ([("codebook.learning_rate", "1e-6")], "config.codebook.final_learning_rate is 1e-05, above"),
+        ([("rsft.final_learning_rate", "1")], "config.rsft.final_learning_rate is 1, above"),
+        ([("spo.clip_low", "0.2")], "not its distance from 1: got 0.2, for that distance give 0.8"),
+        ([("spo.clip_low", "1.1")], "must enclose 1"),
+        ([("spo.clip_norm", "0")], "config.spo.clip_norm must be positive"),
+        ([("rollout.step_timeout_s", "0")], "config.rollout.step_timeout_s must be positive"),
+        ([("rsft.steps", "0"), ("rsft.epochs", "0")], "config.rsft.steps and config.rsft.epochs are both 0"),
+        ([("autoencoder.strides", "2,0,1")], "config.autoencoder.strides must hold whole numbers of at least 1"),
+        ([("autoencoder.strides", "-2,-2,1")], "config.autoencoder.strides must hold whole numbers of at least 1"),
+        ([("encoder.lowdim_hidden", "64,0")], "config.encoder.lowdim_hidden must hold whole numbers"),
+        ([("autoencoder.width", "0")], "config.autoencoder.width must be at least 1"),
+        ([("env.obs", "pixels"), ("env.cameras", "()")], "config.env.cameras is empty"),
+        ([("env.name", "libero")], "was not made for it: it lacks config.env.libero.assets"),
+        ([("env.name", "libero"), ("env.libero.assets", "x")], "start from one that was, such as configs/libero"),
+        ([("env.name", "mars"), ("scale", "smoke")], "config.env.name must be one of"),
         ([("autoencoder.levels", "8,a,5")], "config.autoencoder.levels is a list"),
         ([("imitation.steps", "inf")], "config.imitation.steps is a whole number"),
     ],
 )
 def test_problems(given, message):
-    with pytest.raises(configs.ConfigError, match=message.replace("?", r"\?").replace("[", r"\[")):
+    with pytest.raises(configs.ConfigError, match=re.escape(message)):
         configs.load(QUICKSTART, given)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"rsft.steps": "0", "rsft.warmup_steps": "500"},  # how many steps the epochs are is not known yet
+        {"imitation.warmup_steps": "2000"},
+        {"rsft.strikes": "1", "rsft.top_k": "1"},
+        {"rsft.enabled": "false", "rsft.temperature": "0", "rsft.final_learning_rate": "1"},
+        {"spo.enabled": "false", "sampling.top_k": "1"},
+        {"spo.clip_low": "0"},
+        {"spo.clip_low": "0.2", "spo.clip_high": "5"},
+        {"codebook.learning_rate": "0", "codebook.final_learning_rate": "0"},
+        {"autoencoder.dropout": "0.99"},
+        {"env.name": "fake", "env.tasks": "three"},
+    ],
+    ids=str,
+)
+def test_what_is_legitimate_is_not_refused(given):
+    assert configs.load(QUICKSTART, list(given.items())).is_locked
+
+
+def test_a_libero_config_names_what_metaworld_would_need():
+    with pytest.raises(configs.ConfigError, match=r"it lacks config.env.instance_cap, .*configs/quickstart.py"):
+        configs.load(QUICKSTART.with_name("libero_object_state.py"), [("env.name", "metaworld")])
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("def get_config():\n    pass", r"get_config\(\) returned nothing .*return config"),
+        ("def get_config():\n    return {'a': 1}", r"get_config\(\) returned a dict"),
+        ("def get_config():\n    raise OSError('no disk')", "line 2 is not a config: OSError: no disk"),
+        ("def get_config(name):\n    pass", "is not a config: TypeError"),
+        ("\n\n1 / 0", "line 3 is not a config: ZeroDivisionError"),
+        ("import sys\nsys.exit()", "line 2 is not a config: SystemExit"),
+        ("x = (", "is not a config: SyntaxError"),
+        ("get_config = 3", "is not a config: TypeError"),
+        ("def config():\n    pass", "defines no get_config"),
+        ("from ml_collections import ConfigDict\nget_config = ConfigDict", "the config lacks config.autoencoder"),
+        (
+            "from cso_jax import defaults\ndef get_config():\n    c = defaults.metaworld()\n    with c.unlocked(), "
+            "c.ignore_type():\n        c.spo.groups = 'many'\n    return c",
+            "config.spo.groups must be a whole number, like 150; got 'many'",
+        ),
+    ],
+)
+def test_a_file_that_gives_no_config_is_one_line(tmp_path, body, message):
+    file = tmp_path / "mine.py"
+    file.write_text(body)
+    with pytest.raises(configs.ConfigError, match=message) as error:
+        configs.load(file)
+    assert str(error.value).startswith(str(file)) and "\n" not in str(error.value)
+
+
+def test_a_frozen_config_is_a_config(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("from ml_collections import FrozenConfigDict\nfrom cso_jax import defaults\n"
+                    "def get_config():\n    return FrozenConfigDict(defaults.metaworld())\n")  # fmt: skip
+    assert configs.load(file, [("spo.groups", "7")]).spo.groups == 7
 
 
 def test_all_problems_at_once():

@@ -17,6 +17,7 @@ from cso_jax import config as configs
 from cso_jax import envs, telemetry
 from cso_jax.data import hub, inventory, language, official
 from cso_jax.data.store import StoreError
+from cso_jax.files import expanded
 
 _FLAGS = ("--yes", "--help")
 
@@ -82,7 +83,7 @@ def download(places: list[str], options: dict[str, str]) -> int:
     """Fetch a suite's official demonstrations."""
     if len(places) != 2:
         raise configs.ConfigError("download needs a suite and a folder: python -m cso_jax.data download SUITE FOLDER")
-    suite, destination = places[0], Path(places[1]).expanduser()
+    suite, destination = places[0], expanded(places[1])
     revision = options.get("revision", "main")
     sizes = hub.listing(suite, revision=revision)
     wanted = hub.missing(sizes, destination)

@@ -16,6 +16,7 @@ import numpy as np
 from cso_jax import telemetry
 from cso_jax.data import clip_text, minilm
 from cso_jax.data.text_model import Files, LanguageError, locate
+from cso_jax.files import expanded
 
 __all__ = ["KINDS", "MODELS", "LanguageError", "embed", "load", "save", "task_embeddings"]
 
@@ -89,7 +90,7 @@ def load(file: str | Path, tasks: Sequence[str], sentences: Sequence[str] = ()) 
     A .npz file has one vector `[E]` per name, a task's or its sentence; a .npy file has `[n, E]`, in the order of the
     tasks. Raises LanguageError for a file that is no such thing or lacks a task.
     """
-    path = Path(file).expanduser()
+    path = expanded(file)
     if not str(file) or not path.is_file():
         raise LanguageError(
             f"no file of task embeddings {str(file)!r}: python -m cso_jax.data language TASKS {str(file) or 'OUT.npz'} "

@@ -22,6 +22,7 @@ import numpy as np
 from cso_jax.data.store import StoredEpisode, StoreError
 from cso_jax.envs import libero_files
 from cso_jax.envs.protocol import EnvSpec, TrainInit
+from cso_jax.files import expanded
 
 _KEPT_ARRAYS = ("expert_actions", "rewards", "dones")
 _NAMED = 3
@@ -33,7 +34,7 @@ def find(folder: str | Path, task: str) -> Path:
 
     Raises StoreError if there is none, naming the nearest file that is there, or more than one.
     """
-    root = Path(folder).expanduser()
+    root = expanded(folder)
     if not str(folder) or not root.is_dir():
         raise StoreError(
             f"no folder {str(folder)!r} of demonstrations: set config.demos.folder to where the HDF5 files are "
@@ -57,7 +58,7 @@ def find(folder: str | Path, task: str) -> Path:
 
 def files(folder: str | Path) -> list[Path]:
     """The HDF5 files of a folder and its subfolders, or a single file as it is, in order of their names."""
-    path = Path(folder).expanduser()
+    path = expanded(folder)
     return [path] if path.is_file() else sorted([*path.glob("*.hdf5"), *path.glob("*/*.hdf5")])
 
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from cso_jax.files import expanded
 from cso_jax.torch_files import Tensor, TorchFile, TorchFileError
 
 INSTALL = "pip install -e '.[language]'"
@@ -49,7 +50,7 @@ def locate(path: str | Path) -> Files:
 
     Raises LanguageError, naming what was looked for.
     """
-    path = Path(path).expanduser()
+    path = expanded(path)
     if path.is_file():
         return Files(path, path.parent)
     for name in _WEIGHTS:

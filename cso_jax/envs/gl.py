@@ -1,7 +1,9 @@
 """Offscreen OpenGL for MuJoCo: choosing a library that works on this machine, and cheap camera images.
 
-MuJoCo reads the environment variable MUJOCO_GL when it is imported and when a rendering context is made, so a process
-that wants images calls `configure_gl` before it imports mujoco. Runs without images need no OpenGL library at all.
+MuJoCo reads the environment variable MUJOCO_GL when it is imported, where a name that it does not know or a library
+that is not there is an error, and when a rendering context is made. So mujoco is imported by `load_mujoco`, which turns
+drawing off for that moment, and a process that wants images calls `configure_gl` before it draws. Runs without images
+need no OpenGL library, and nothing that is set about one can stop them.
 """
 
 import atexit
@@ -11,8 +13,8 @@ import os
 import subprocess
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -20,39 +22,102 @@ import numpy as np
 BACKENDS = ("egl", "osmesa")
 """What can draw without a display, in order of preference: EGL uses a GPU where there is one."""
 
+_WINDOWED = ("glfw", "glx", "enable", "enabled", "on", "true", "1")  # MuJoCo's names for drawing with a display
+
+# The reason goes to stdout: what an object says while it is collected would be the last words on stderr.
 _PROBE = """
-import importlib, sys, mujoco
-context = importlib.import_module("mujoco." + sys.argv[1]).GLContext(16, 16)
-context.make_current()
-mujoco.MjrContext(mujoco.MjModel.from_xml_string("<mujoco/>"), mujoco.mjtFontScale.mjFONTSCALE_100).free()
-print("drawn", flush=True)
+import importlib, sys
+try:
+    import mujoco
+    context = importlib.import_module("mujoco." + sys.argv[1]).GLContext(16, 16)
+    context.make_current()
+    mujoco.MjrContext(mujoco.MjModel.from_xml_string("<mujoco/>"), mujoco.mjtFontScale.mjFONTSCALE_100).free()
+except Exception as error:
+    print("failed", type(error).__name__ + ":", " ".join(str(error).split()), flush=True)
+else:
+    print("drawn", flush=True)
 """
 _PROBE_TIMEOUT_S = 120
+_SETTINGS = ("MUJOCO_EGL_DEVICE_ID", "PYOPENGL_PLATFORM", "__EGL_VENDOR_LIBRARY_FILENAMES")
+
+
+def load_mujoco() -> Any:
+    """The module `mujoco`, imported without an OpenGL library, whatever MUJOCO_GL says: contexts are made here."""
+    with environment(MUJOCO_GL="disabled"):
+        return importlib.import_module("mujoco")
+
+
+@contextmanager
+def environment(**values: str | None) -> Iterator[None]:
+    """Environment variables as given, None for unset, within the `with` block."""
+    before = {name: os.environ.get(name) for name in values}
+    _set_variables(values)
+    try:
+        yield
+    finally:
+        _set_variables(before)
+
+
+def _set_variables(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 def configure_gl(obs: str) -> str:
     """Make sure that MuJoCo can draw if `obs` is "pixels", and return the name of what will draw ("egl", ...).
 
-    A MUJOCO_GL that is already set is taken as it is. Otherwise each backend is tried in a child process (a broken
-    driver may kill the process that loads it) and the first one that works is put into MUJOCO_GL, where processes
-    started later find it. For any other `obs` nothing is tried or changed.
+    A MUJOCO_GL that is already set is taken as it is (`require_gl` tries it). Otherwise each backend is tried in a
+    child process (a broken driver may kill the process that loads it) and the first one that works is put into
+    MUJOCO_GL, where processes started later find it. For any other `obs` nothing is tried or changed.
 
-    Raises RuntimeError, naming the packages to install, if images are wanted and no backend works.
+    Raises RuntimeError, saying what is set and what to do, if images are wanted and no backend works.
     """
     if obs != "pixels":
         return gl_name()
     if _chosen() == "none":
-        raise RuntimeError(f"camera images are wanted, but MUJOCO_GL={os.environ['MUJOCO_GL']} turns drawing off")
+        raise RuntimeError(
+            f"camera images are wanted, but MUJOCO_GL={os.environ['MUJOCO_GL']} turns drawing off; unset it, or use "
+            "state observations (--config.env.obs=state)"
+        )
     if _chosen():
+        if _chosen() not in (*BACKENDS, *_WINDOWED):
+            raise RuntimeError(f"MUJOCO_GL={os.environ['MUJOCO_GL']} names no OpenGL backend; {_CHOICES}")
         return gl_name()
     for name in BACKENDS:
         if backend_works(name):
             os.environ["MUJOCO_GL"] = name
             return name
-    raise RuntimeError(
-        "camera images need an OpenGL library that draws without a display, and neither EGL nor OSMesa works here: "
-        "install Debian's libegl1 (with libgl1-mesa-dri where there is no GPU driver) or libosmesa6"
-    )
+    reasons = "; ".join(f"{name}: {_short(backend_problem(name), 55)}" for name in BACKENDS)
+    raise RuntimeError(f"camera images need EGL or OSMesa, and neither draws here ({reasons}): {_remedy()}")
+
+
+_CHOICES = "unset it to let EGL and OSMesa be tried, or set it to egl, osmesa or glfw"
+
+
+def require_gl(obs: str, *, fall_back: bool = False) -> str:
+    """`configure_gl`, with a MUJOCO_GL that is already set tried too.
+
+    With `fall_back` one that does not work counts as not set, unless it turns drawing off: for images that a run can do
+    without and that nobody chose the backend for.
+
+    Raises RuntimeError, with the reason, if it does not draw.
+    """
+    name = _chosen()
+    if obs != "pixels" or name in ("", "none"):
+        return configure_gl(obs)
+    known = name in (*BACKENDS, *_WINDOWED)
+    if known and backend_works(name):
+        return gl_name()
+    if fall_back:
+        os.environ.pop("MUJOCO_GL")
+    if known and not fall_back:
+        also = f", and {_settings()}" if _settings() else ""
+        reason = _short(backend_problem(name), 110)
+        raise RuntimeError(f"MUJOCO_GL={os.environ['MUJOCO_GL']} is set{also}, but draws nothing: {reason}; {_CHOICES}")
+    return configure_gl(obs)
 
 
 def gl_name() -> str:
@@ -60,21 +125,56 @@ def gl_name() -> str:
     return _chosen() or "none"
 
 
-@functools.cache
 def backend_works(name: str) -> bool:
-    """Whether MuJoCo can draw with `name` ("egl" or "osmesa"), tried once per process in a child process."""
+    """Whether MuJoCo can draw with `name` ("egl", "osmesa", "glfw"), tried once per process in a child process."""
+    return not backend_problem(name)
+
+
+@functools.cache
+def backend_problem(name: str) -> str:
+    """Why MuJoCo cannot draw with `name`, on one line, in the words of what failed; empty if it can."""
     try:
         probe = subprocess.run(
-            [sys.executable, "-c", _PROBE, name],
+            [sys.executable, "-c", _PROBE, _module(name)],
             env={**os.environ, "MUJOCO_GL": name},
             capture_output=True,
             timeout=_PROBE_TIMEOUT_S,
             check=False,
+            text=True,
+            errors="replace",
         )
-    except (OSError, subprocess.TimeoutExpired):
-        return False
+    except subprocess.TimeoutExpired:
+        return f"no answer within {_PROBE_TIMEOUT_S:g} s"
+    except OSError as error:
+        return str(error)
     # The exit status does not count: some drivers crash while the process ends, after everything was drawn.
-    return b"drawn" in probe.stdout
+    lines = probe.stdout.splitlines()
+    if "drawn" in lines:
+        return ""
+    said = [line.removeprefix("failed ") for line in lines if line.startswith("failed ")]
+    said += probe.stderr.strip().splitlines()[-1:]
+    reason = said[0] if said else f"its process ended with {probe.returncode}"
+    # What PyOpenGL's loader leaves when the library itself is not there.
+    return "its library was not found" if "'NoneType' object has no attribute" in reason else reason
+
+
+def _module(name: str) -> str:
+    # A name that is no backend has no module: the probe says so.
+    return "glfw" if name in _WINDOWED else name
+
+
+def _settings() -> str:
+    return ", ".join(f"{name}={os.environ[name]}" for name in _SETTINGS if os.environ.get(name))
+
+
+def _remedy() -> str:
+    if _settings():
+        return f"correct or unset {_settings()}"
+    return "install Debian's libegl1 (with libgl1-mesa-dri where there is no GPU driver) or libosmesa6"
+
+
+def _short(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 3] + "..."
 
 
 class SceneRenderer:
@@ -97,9 +197,7 @@ class SceneRenderer:
         msaa: int,
         hidden_groups: Sequence[int] = (),
     ) -> None:
-        import mujoco
-
-        self._mujoco = mujoco
+        mujoco = self._mujoco = load_mujoco()
         self._gl = _process_context()
         self._gl.make_current()
         self._context = _make_context(model, size, shadows=shadows, msaa=msaa)
@@ -206,12 +304,9 @@ def _camera_id(model: Any, camera: str) -> int:
 
 @functools.cache
 def _process_context() -> Any:
-    name = gl_name()
-    if name == "none":
-        name = configure_gl("pixels")
-    module = name if name in BACKENDS else "glfw"
+    name = configure_gl("pixels")
     # By its module, since mujoco.GLContext is what MUJOCO_GL said when mujoco was imported.
-    context = importlib.import_module(f"mujoco.{module}").GLContext(16, 16)
+    context = importlib.import_module(f"mujoco.{_module(name)}").GLContext(16, 16)
     # Freed here: by the time that the context itself is collected, the functions that free it may be gone.
     atexit.register(context.free)
     return context

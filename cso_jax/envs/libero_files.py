@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from cso_jax.files import expanded
+
 SUITES = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
 """The five suites in LIBERO's order; 130 tasks in all."""
 
@@ -113,7 +115,8 @@ def demonstration_start(folder: str, task: str, index: int) -> tuple[np.ndarray,
     """
     import h5py
 
-    places = [Path(folder) / suite_of(task) / f"{task}_demo.hdf5", Path(folder) / f"{task}_demo.hdf5"]
+    root = expanded(folder)
+    places = [root / suite_of(task) / f"{task}_demo.hdf5", root / f"{task}_demo.hdf5"]
     found = [place for place in places if place.is_file()] if folder else []
     if not found:
         raise FileNotFoundError(
@@ -152,20 +155,20 @@ def assets_folder(assets: str = "", environment: Mapping[str, str] = os.environ)
     Looked for in this order: `assets` (if not empty), the environment variable LIBERO_ASSETS, the installed package,
     and the folder that LIBERO downloads them to. Nothing is ever downloaded.
 
-    Raises FileNotFoundError, naming all four, if none holds them.
+    "~" is the home folder in all of them. Raises FileNotFoundError, naming all four, if none holds them.
     """
     places = {
         "config.env.libero.assets": assets,
-        "the environment variable LIBERO_ASSETS": environment.get("LIBERO_ASSETS", ""),
+        "LIBERO_ASSETS": environment.get("LIBERO_ASSETS", ""),
         "the installed package": str(package_folder() / "assets"),
-        "LIBERO's download folder": str(Path.home() / ".cache" / "libero" / "assets"),
+        "LIBERO's download folder": "~/.cache/libero/assets",
     }
     for place in filter(None, places.values()):
-        if all((Path(place) / name).is_dir() for name in _ASSET_FOLDERS):
-            return Path(place).resolve()
-    looked = "; ".join(f"{name}: {place or 'not set'}" for name, place in places.items())
+        if all((expanded(place) / name).is_dir() for name in _ASSET_FOLDERS):
+            return expanded(place).resolve()
+    looked = [f"{name} = {places[name]}" if places[name] else f"{name} (not set)" for name in list(places)[:2]]
     raise FileNotFoundError(
-        f"LIBERO's assets (folders {', '.join(_ASSET_FOLDERS)}) were not found. Looked in: {looked}. Download the "
-        "dataset lerobot/libero-assets from Hugging Face, or take the assets folder of LIBERO's GitHub repository, and "
-        "set LIBERO_ASSETS or config.env.libero.assets to it"
+        f"LIBERO's assets ({_ASSET_FOLDERS[0]}, {_ASSET_FOLDERS[1]}, ...) are not in {', '.join(looked)}, "
+        "nor in the package or ~/.cache/libero: download the dataset lerobot/libero-assets from Hugging Face and set "
+        "LIBERO_ASSETS to its folder"
     )

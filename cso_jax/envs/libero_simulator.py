@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from cso_jax.envs.gl import load_mujoco
 from cso_jax.envs.libero_control import Arm, Command
 from cso_jax.envs.libero_files import STATES_PER_TASK, assets_folder, bddl_file, benchmark_states
 from cso_jax.envs.libero_package import problem_classes
@@ -40,8 +41,7 @@ class Scene:
 
         Raises ValueError for an unknown task, FileNotFoundError without assets, ModuleNotFoundError without LIBERO.
         """
-        import mujoco
-
+        mujoco = load_mujoco()
         description = bddl_file(task)
         libero = dict((settings or {}).get("libero", {}))
         self.task = task

@@ -15,6 +15,8 @@ from weakref import WeakValueDictionary
 
 import numpy as np
 
+from cso_jax.envs.gl import load_mujoco
+
 # fmt: off
 ML45_TRAIN = (
     "assembly-v3", "basketball-v3", "button-press-topdown-v3", "button-press-topdown-wall-v3", "button-press-v3",
@@ -115,11 +117,9 @@ class Simulator:
 
         Raises ValueError for an unknown task, with near names.
         """
-        import mujoco
-
         self.task = task
         self.shared = TaskModel(task) if shared is None else shared
-        self._mujoco = mujoco
+        self._mujoco = load_mujoco()
         self._env = _prepare(self.shared.environment())
         self.model, self.data = self._env.model, self._env.data
         space = self._env.sawyer_observation_space
@@ -308,6 +308,7 @@ def _environment_class(task: str) -> Any:
         near = difflib.get_close_matches(task, task_names("MT50"), n=3)
         hint = f"; did you mean {', '.join(near)}?" if near else "; the names end in -v3"
         raise ValueError(f"MetaWorld has no task {task!r}{hint}")
+    load_mujoco()
     from metaworld.env_dict import ENV_CLS_MAP
 
     classes: dict[str, Any] = ENV_CLS_MAP

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from cso_jax.envs.gl import load_mujoco
 from cso_jax.envs.metaworld import Observer, Settings, process_pool, seed_of
 from cso_jax.envs.metaworld_simulator import Simulator
 from cso_jax.envs.protocol import Observation, TrainInit, require_train
@@ -69,6 +70,7 @@ def _run(
 
 
 def _policy(task: str) -> Any:
+    load_mujoco()
     from metaworld.policies import ENV_POLICY_MAP
 
     policies: dict[str, Any] = ENV_POLICY_MAP

@@ -33,7 +33,8 @@ def run_stage(run: Run, final: str) -> None:
         return
     if run.settings["name"] != "fake":  # which draws with numpy
         try:
-            gl.configure_gl("pixels")
+            # Nobody who looks at states chose what draws: only a MUJOCO_GL that turns drawing off is heeded.
+            gl.require_gl("pixels", fall_back=run.settings["obs"] != "pixels")
         except RuntimeError as error:
             telemetry.log(f"no videos: {error}")
             return

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from cso_jax.files import step_folders
+
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
@@ -86,5 +88,5 @@ def found_outputs(name: str, workdir: Path) -> list[Path]:
 
 def _holds_anything(folder: Path) -> bool:
     if folder.parent.name == "checkpoints":
-        return any(path.name.isdecimal() for path in folder.iterdir())  # not what a killed run left half-written
+        return bool(step_folders(folder))
     return any(not path.name.startswith(".") for path in folder.iterdir())

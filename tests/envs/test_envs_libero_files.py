@@ -1,9 +1,13 @@
 """LIBERO's files: task lists, initial states, assets, and messages where something is missing."""
 
+import os
 import pickle
+import shutil
 import subprocess
 import sys
+import types
 import zipfile
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -11,7 +15,7 @@ import pytest
 from libero_support import MILK, STOVE, assets
 
 from cso_jax import envs
-from cso_jax.envs import libero_files
+from cso_jax.envs import libero_files, libero_package
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +84,7 @@ def test_assets_are_looked_for_in_order(monkeypatch, tmp_path):
             (place / name).mkdir(parents=True)
         (place / "turbosquid_objects").mkdir()
     monkeypatch.setattr(libero_files, "package_folder", lambda: tmp_path / "package")
-    monkeypatch.setattr(libero_files.Path, "home", lambda: tmp_path / "home")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     variable = {"LIBERO_ASSETS": str(places["variable"])}
     assert libero_files.assets_folder(str(places["given"]), variable) == places["given"]
     assert libero_files.assets_folder("", variable) == places["variable"]
@@ -91,12 +95,103 @@ def test_assets_are_looked_for_in_order(monkeypatch, tmp_path):
 
 def test_missing_assets_name_all_four_places_on_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr(libero_files, "package_folder", lambda: tmp_path)
-    monkeypatch.setattr(libero_files.Path, "home", lambda: tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(FileNotFoundError) as caught:
         libero_files.assets_folder("/nowhere", {})
-    for place in ("config.env.libero.assets: /nowhere", "LIBERO_ASSETS: not set", f"{tmp_path}/assets", ".cache"):
+    for place in ("config.env.libero.assets = /nowhere", "LIBERO_ASSETS (not set)", "the package", "~/.cache/libero"):
         assert place in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+
+
+@pytest.fixture
+def no_home(monkeypatch, tmp_path):
+    """An unknown user in a container: no HOME, no entry in the list of users."""
+
+    def unknown(_uid):
+        raise KeyError("getpwuid(): uid not found")
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_without_a_home_folder_assets_are_looked_for_elsewhere(no_home, monkeypatch):
+    monkeypatch.setattr(libero_files, "package_folder", lambda: no_home)
+    with pytest.raises(FileNotFoundError, match="LIBERO_ASSETS"):
+        libero_files.assets_folder("", {})
+
+
+def test_assets_and_datasets_may_be_in_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setattr(libero_files, "package_folder", lambda: tmp_path / "package")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in libero_files._ASSET_FOLDERS:
+        (tmp_path / "mine" / name).mkdir(parents=True)
+    assert libero_files.assets_folder("~/mine", {}) == tmp_path / "mine"
+    assert libero_files.assets_folder("", {"LIBERO_ASSETS": "~/mine"}) == tmp_path / "mine"
+    monkeypatch.setattr(libero_files, "suite_of", lambda task: "libero_object")
+    with pytest.raises(FileNotFoundError, match=f"looked for {tmp_path}/data"):
+        libero_files.demonstration_start("~/data", MILK, 0)
+
+
+def test_caches_go_to_a_private_folder_only_where_their_own_places_do_not_do(no_home, monkeypatch):
+    """/proc is where even root makes no folders: a package that cannot be written to."""
+    monkeypatch.setattr("tempfile.tempdir", str(no_home))
+    for name in ("NUMBA_CACHE_DIR", "MPLCONFIGDIR", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    spec = types.SimpleNamespace(origin="/proc/robosuite/__init__.py")
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: spec)
+    found = libero_package._cache_folders()
+    assert found.keys() == {"NUMBA_CACHE_DIR", "MPLCONFIGDIR"}
+    assert all(Path(folder).parent == no_home and Path(folder).is_dir() for folder in found.values())
+    assert not (no_home / "~").exists()
+
+    monkeypatch.setenv("HOME", "/proc/nobody")
+    assert libero_package._cache_folders().keys() == {"NUMBA_CACHE_DIR", "MPLCONFIGDIR"}
+    monkeypatch.setenv("HOME", str(no_home / "home"))
+    assert libero_package._cache_folders() == {}
+    monkeypatch.setenv("HOME", "/proc/nobody")
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "/somewhere")  # the user's own choice
+    spec.origin = str(no_home / "package" / "__init__.py")
+    assert libero_package._cache_folders().keys() == {"MPLCONFIGDIR"}
+
+
+def test_a_private_folder_of_somebody_else_is_not_used(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    first = libero_package.private_folder("x")
+    assert libero_package.private_folder("x") == first and first.stat().st_mode & 0o777 == 0o700
+    first.chmod(0o777)
+    assert libero_package.private_folder("x") != first
+    first.rmdir()
+    first.symlink_to(tmp_path)
+    assert libero_package.private_folder("x") != first
+
+
+STEP = """
+import numpy as np
+from cso_jax import envs
+from cso_jax.envs.protocol import TrainInit
+slot = envs.make_environments({"name": "libero", "obs": "state", "libero": {}}, 1)[0]
+slot.reset(TrainInit("pick_up_the_milk_and_place_it_in_the_basket", 0))
+slot.step_chunk(np.zeros((2, 7)))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("setpriv") is None, reason="needs root, to be somebody else")
+@pytest.mark.parametrize("home", [{}, {"HOME": "/proc/nobody"}])
+def test_an_unknown_user_who_can_write_nowhere_runs_libero(home):
+    """As in a container with `--user 54321`: may read everything, owns nothing."""
+    who = ["setpriv", "--reuid=54321", "--regid=54321", "--clear-groups"]
+    who += ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]  # the interpreter may be in root's home
+    if subprocess.run([*who, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("this root may not pass capabilities on")
+    variables = {key: value for key, value in os.environ.items() if key not in ("HOME", "NUMBA_CACHE_DIR")}
+    variables |= {"LIBERO_ASSETS": str(assets()), "PYTHONPATH": str(Path(__file__).parents[2]), **home}
+    done = subprocess.run(
+        [*who, sys.executable, "-c", STEP], env=variables, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_missing_package_names_the_commands(monkeypatch):

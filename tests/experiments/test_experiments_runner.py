@@ -66,7 +66,7 @@ def test_a_suite_that_is_no_config(capsys, tmp_path, text):
     suite.write_text(text + "\n")
     assert runner.main(EXPERIMENT, [f"--suite={suite}", f"--out={tmp_path / 'out'}"]) == 1
     said = capsys.readouterr().err
-    assert "broken.py is not a config" in said and len(said.splitlines()) == 1
+    assert "broken.py" in said and "is not a config" in said and len(said.splitlines()) == 1
     assert not (tmp_path / "out").exists()
 
 
