@@ -19,6 +19,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from cso_jax import checks, defaults, objectives
 from cso_jax.checks import flatten
+from cso_jax.data import official
 from cso_jax.files import expanded
 from cso_jax.precision import PRECISIONS
 from cso_jax.rollout import groups
@@ -187,6 +188,7 @@ def validate(config: ConfigDict) -> list[str]:
         one_of("env.libero.proprio", ("joints", "joints_ee"))
         one_of("env.libero.train_states", ("placements", "demonstrations"))
     one_of("demos.label", ("executed", "expert"))
+    one_of("demos.actions", official.ACTION_RULES)
     one_of("encoder.norm", ("batch", "group"))
     one_of("rsft.strike_rule", groups.STRIKE_RULES)
     one_of("spo.unit", objectives.UNITS)

@@ -9,7 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from cso_jax.data.store import StoreError
+from cso_jax.data.store import StoreError, opening_error
 
 
 class ChunkWindows:
@@ -61,7 +61,14 @@ class StoredImages:
         # File by file, and forwards in each, however the rows are shuffled.
         for place in np.argsort(rows, kind="stable"):
             part = which[place]
-            self._dataset(part).read_direct(images, np.s_[int(rows[place] - self._starts[part])], np.s_[int(place)])
+            row = int(rows[place] - self._starts[part])
+            try:
+                self._dataset(part).read_direct(images, np.s_[row], np.s_[int(place)])
+            except OSError as error:
+                path, name = self._parts[part]
+                raise StoreError(
+                    f"{path}: image {row} of {name} cannot be read ({str(error)[:80]}); copy the file again"
+                ) from error
         return images
 
     def _dataset(self, part: int) -> h5py.Dataset:
@@ -76,7 +83,9 @@ class StoredImages:
             file, datasets = self._files[path]
             if name not in datasets:
                 datasets[name] = file[name]
-        except (OSError, KeyError) as error:
+        except OSError as error:
+            raise opening_error(path, error) from error
+        except KeyError as error:
             raise StoreError(f"cannot read {name} of {path}: {error}") from error
         return datasets[name]
 

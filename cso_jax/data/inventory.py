@@ -38,7 +38,7 @@ def look(path: Path) -> Inventory:
     try:
         known = _contents(known)
         found = official.problems(path, task, known.spec or EnvSpec({}, {}, 0))
-    except OSError:
+    except OSError:  # the reason is found again, and said in a line
         found = official.problems(path, task, EnvSpec({}, {}, 0))
     except Exception as error:  # one bad file must not end the table, and HDF5 has many ways to be bad
         found = [f"{path}: {type(error).__name__}: {error}"]
@@ -58,7 +58,7 @@ def _contents(known: Inventory) -> Inventory:
             spec=_spec(usable[0]),
             low=float(min(values.min() for values in actions)),
             high=float(max(values.max() for values in actions)),
-            notes=_notes(usable[0]),
+            notes=(*_notes(usable[0]), *official.action_notes(actions)),
         )
 
 
@@ -80,6 +80,8 @@ def _spec(group: h5py.Group) -> EnvSpec:
 
 def _notes(group: h5py.Group) -> tuple[str, ...]:
     for key, column in group.get("obs", {}).items():
+        if not isinstance(column, h5py.Dataset):
+            continue
         if column.ndim == 4 and column.chunks and column.chunks != (1, *column.shape[1:]):
             return (
                 f"obs/{key} lies in blocks of {list(column.chunks)}: a random image takes milliseconds; "

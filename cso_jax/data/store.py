@@ -7,6 +7,7 @@ data/demo_0/<array>       [N, ...]: actions, rewards, dones, skills, ...
 """
 
 import dataclasses
+import errno
 import json
 import os
 import time
@@ -19,9 +20,31 @@ import numpy as np
 
 from cso_jax import telemetry
 
+# Errors of the machine, not of the file.
+_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EPERM, errno.EIO, errno.ESTALE)
+
 
 class StoreError(RuntimeError):
     """An episode file is missing, truncated or not in the layout; the message names the file and what is wrong."""
+
+
+class StoreBusy(StoreError):
+    """An episode file cannot be opened now, though nothing says that it is damaged: locked, or not permitted."""
+
+
+def opening_error(path: str | Path, error: Exception) -> StoreError:
+    """What h5py's error at opening or reading a file means, and what to do about it, in one line."""
+    said = " ".join(str(error).split())
+    if isinstance(error, PermissionError) or getattr(error, "errno", None) == errno.EACCES or "errno = 13" in said:
+        return StoreBusy(f"{path}: permission denied; make the file readable for this user (chmod, chown)")
+    if "unable to lock file" in said:
+        return StoreBusy(
+            f"{path}: locked by another process that has it open for writing; wait for it, or set "
+            "HDF5_USE_FILE_LOCKING=FALSE where the file system knows no locks"
+        )
+    if getattr(error, "errno", None) in _PASSING or any(f"errno = {number}" in said for number in _PASSING):
+        return StoreBusy(f"{path}: cannot be read now ({said[:120]})")
+    return StoreError(f"{path}: not a complete HDF5 file ({said[:120]}); download or copy it again")
 
 
 @dataclasses.dataclass
@@ -101,7 +124,12 @@ def read(path: str | Path, *, images: bool = True) -> tuple[list[StoredEpisode],
             attributes = {name: _decoded(value) for name, value in data.attrs.items()}
             numbers = sorted(int(name.removeprefix("demo_")) for name in data)
             episodes = [_read_episode(path, data[f"demo_{number}"], images) for number in numbers]
-    except (OSError, KeyError, ValueError, RuntimeError) as error:
+    except OSError as error:
+        found = opening_error(path, error)
+        if isinstance(found, StoreBusy):
+            raise found from error
+        raise StoreError(f"{path} is not a complete episode file: {error}") from error
+    except (KeyError, ValueError, RuntimeError) as error:
         raise StoreError(f"{path} is not a complete episode file: {error}") from error
     if sum(len(episode) for episode in episodes) != attributes.get("total"):
         raise StoreError(f"{path} says it holds {attributes.get('total')} rows, but another number was found")

@@ -19,7 +19,7 @@ import numpy as np
 from cso_jax.envs.gl import RendererCache, configure_gl
 from cso_jax.envs.libero_control import ACTION_DIM
 from cso_jax.envs.libero_culling import culled
-from cso_jax.envs.libero_files import STATES_PER_TASK, assets_folder, language, task_sets
+from cso_jax.envs.libero_files import STATES_PER_TASK, assets_folder, demonstration_start, language, task_sets
 from cso_jax.envs.libero_meshes import simplified
 from cso_jax.envs.libero_protocols import PROTOCOLS, Start, horizon
 from cso_jax.envs.libero_scenes import SceneShare
@@ -145,8 +145,17 @@ EVALUATION_STATES: int | None = STATES_PER_TASK  # every seed has the same; only
 
 
 def require_files(settings: Mapping[str, Any]) -> None:
-    """Raises FileNotFoundError, saying where it looked, if LIBERO's meshes and textures are nowhere to be found."""
-    assets_folder(Settings.of(settings).libero.assets)
+    """Look for LIBERO's meshes and textures, and for the recorded first states where training starts from those.
+
+    Raises FileNotFoundError, saying where it looked, if they are nowhere to be found, ValueError for a file of
+    demonstrations without usable states.
+    """
+    chosen = Settings.of(settings).libero
+    assets_folder(chosen.assets)
+    if chosen.train_states == "demonstrations":
+        for task in settings.get("tasks", ()):
+            for each in task_sets().get(task, (task,)):
+                demonstration_start(chosen.datasets, each, 0)
 
 
 def image_key(camera: str) -> str:

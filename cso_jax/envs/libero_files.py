@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 
@@ -111,7 +112,7 @@ def demonstration_start(folder: str, task: str, index: int) -> tuple[np.ndarray,
     """The first recorded state `[D]` of demonstration `index` (modulo their number) and its model, as XML or "".
 
     Reads the file `TASK_demo.hdf5` of LIBERO's published data in `folder`, or in a folder of the suite's name there.
-    Raises FileNotFoundError if it is not there, ValueError if it holds no demonstrations.
+    Raises FileNotFoundError if it is not there, ValueError if it holds no demonstrations, states or usable model.
     """
     import h5py
 
@@ -123,13 +124,27 @@ def demonstration_start(folder: str, task: str, index: int) -> tuple[np.ndarray,
             f"config.env.libero.train_states=demonstrations needs {places[0].name} under config.env.libero.datasets, "
             f"which is {folder!r}; looked for {places[0]} and {places[1]}"
         )
-    with h5py.File(found[0]) as file:
-        demos = sorted(file.get("data", ()), key=lambda name: int(name.rpartition("_")[2]))
-        if not demos:
-            raise ValueError(f"{found[0]} holds no demonstrations (groups data/demo_0, data/demo_1, ...)")
-        demo = file["data"][demos[index % len(demos)]]
-        model = demo.attrs.get("model_file", "")
-        return np.asarray(demo["states"][0], np.float64), model.decode() if isinstance(model, bytes) else str(model)
+    try:
+        with h5py.File(found[0]) as file:
+            numbered = {int(name[5:]): name for name in file.get("data", ()) if re.fullmatch(r"demo_[0-9]+", name)}
+            if not numbered:
+                raise ValueError(f"{found[0]} holds no demonstrations (groups data/demo_0, data/demo_1, ...)")
+            demo = file["data"][numbered[sorted(numbered)[index % len(numbered)]]]
+            where = f"{found[0]}: {demo.name}"
+            if "states" not in demo or not len(demo["states"]):
+                raise ValueError(
+                    f"{where} has no states, which config.env.libero.train_states=demonstrations starts from: set it "
+                    "to placements, or take files with states (LIBERO's own have them)"
+                )
+            state, model = np.asarray(demo["states"][0], np.float64), demo.attrs.get("model_file", "")
+    except OSError as error:
+        raise ValueError(f"{found[0]} cannot be read ({' '.join(str(error).split())[:120]})") from error
+    model = model.decode() if isinstance(model, bytes) else str(model)
+    try:
+        ElementTree.fromstring(model or "<mujoco/>")
+    except ElementTree.ParseError as error:
+        raise ValueError(f"{where} has a model_file that is no XML ({error}); download the file again") from None
+    return state, model
 
 
 class _ArrayUnpickler(pickle.Unpickler):

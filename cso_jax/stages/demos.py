@@ -36,8 +36,19 @@ def run_stage(run: Run) -> None:
 
 def _check_official(run: Run) -> None:
     """Raises StoreError or RunError, naming the first file that is missing or does not fit."""
+    notes: dict[str, list[str]] = {}
     for task in telemetry.progress(run.tasks, "demonstrations", unit="file"):
-        _check_enough(run, task, len(official.read(path(run, task), task, run.spec, images=False)))
+        episodes = official.read(path(run, task), task, run.spec, images=False)
+        _check_enough(run, task, len(episodes))
+        for note in official.action_notes([episode.arrays["actions"] for episode in episodes]):
+            notes.setdefault(note.partition(":")[2] or note, []).append(f"{path(run, task).name}: {note}")
+    rule = run.config.demos.actions
+    for found in notes.values():
+        more = f" (and {len(found) - 1} more files)" if len(found) > 1 else ""
+        if rule == "refuse":
+            raise RunError(f"config.demos.actions=refuse: {found[0]}{more}")
+        if rule == "clip" or "gripper" not in found[0]:
+            telemetry.warn(found[0] + more)
 
 
 def _check_enough(run: Run, task: str, found: int) -> None:
@@ -76,6 +87,8 @@ def _complete(run: Run, task: str) -> bool:
         return False
     try:
         episodes, _ = store.read(file, images=False)
+    except store.StoreBusy:
+        raise
     except store.StoreError as error:
         store.quarantine(file, str(error))
         return False
@@ -183,8 +196,12 @@ def load(run: Run, *, images: bool) -> list[list[store.StoredEpisode]]:
 
 
 def _read(run: Run, task: str, images: bool) -> list[store.StoredEpisode]:
+    rule = run.config.demos.actions
     if run.config.data == "official":
-        return official.read(path(run, task), task, run.spec, images=images)
+        episodes = official.read(path(run, task), task, run.spec, images=images)
+        for episode in episodes:
+            episode.arrays = {**episode.arrays, "actions": official.conform(episode.arrays["actions"], rule)}
+        return episodes
     return store.read(path(run, task), images=images)[0]
 
 

@@ -131,6 +131,8 @@ def _stored_position(run: Run) -> tuple[dict[str, TaskCursor], int]:
     for number, path in enumerate(parts):
         try:
             _, attributes = store.read(path, images=False)
+        except store.StoreBusy:
+            raise
         except store.StoreError as error:
             for later in parts[number:]:
                 store.quarantine(later, str(error) if later == path else f"{later} builds on a damaged wave")

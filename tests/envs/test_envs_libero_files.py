@@ -15,7 +15,7 @@ import pytest
 from libero_support import MILK, STOVE, assets
 
 from cso_jax import envs
-from cso_jax.envs import libero_files, libero_package
+from cso_jax.envs import libero, libero_files, libero_package
 
 
 @pytest.fixture(autouse=True)
@@ -224,6 +224,31 @@ def test_missing_demonstrations_say_where_they_were_looked_for(tmp_path):
     write_demonstrations(tmp_path, MILK, [])
     with pytest.raises(ValueError, match="holds no demonstrations"):
         libero_files.demonstration_start(str(tmp_path), MILK, 0)
+
+
+def test_first_states_that_cannot_be_used_are_told_before_anything_starts(tmp_path):
+    settings = {"name": "libero", "tasks": (MILK,), "libero": {"train_states": "demonstrations"}}
+
+    def required(folder):
+        chosen = settings["libero"] | {"datasets": str(folder), "assets": str(assets())}
+        libero.require_files(settings | {"libero": chosen})
+
+    with pytest.raises(FileNotFoundError, match=r"train_states=demonstrations needs .*which is '.*nowhere'"):
+        required(tmp_path / "nowhere")
+    write_demonstrations(tmp_path / "xml", MILK, [np.zeros((3, 4))], model="<mujoco><worldbody>")
+    with pytest.raises(ValueError, match=r"data/demo_0 has a model_file that is no XML"):
+        required(tmp_path / "xml")
+    write_demonstrations(tmp_path / "bare", MILK, [np.zeros((3, 4))])
+    with h5py.File(tmp_path / "bare" / f"{MILK}_demo.hdf5", "r+") as file:
+        del file["data/demo_0/states"]
+    with pytest.raises(ValueError, match="data/demo_0 has no states"):
+        required(tmp_path / "bare")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / f"{MILK}_demo.hdf5").write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"_demo.hdf5 cannot be read \("):
+        required(tmp_path / "broken")
+    write_demonstrations(tmp_path / "good", MILK, [np.zeros((3, 4))], model="<mujoco/>")
+    required(tmp_path / "good")
 
 
 def test_importing_the_module_loads_nothing_heavy():
