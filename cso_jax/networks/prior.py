@@ -41,11 +41,13 @@ def log_prob_of(
 
     With `support [..., K, k]` the distribution is restricted to those tokens; a token outside has log-probability
     -inf. A temperature of 0 (known at trace time, not traced) is the greedy policy: 0 for the argmax, else -inf.
+    Where logits are NaN so is the log-probability, at every temperature.
     """
     _check_shapes(logits, tokens, support)
     tokens = tokens.astype(jnp.int32)
     if _is_greedy(temperature):
-        return jnp.where(tokens == jnp.argmax(logits, axis=-1), 0.0, -jnp.inf).astype(jnp.float32)
+        log_prob = jnp.where(tokens == jnp.argmax(logits, axis=-1), 0.0, -jnp.inf)
+        return jnp.where(jnp.isnan(logits).any(axis=-1), jnp.nan, log_prob).astype(jnp.float32)
     log_probs = _log_softmax(logits, temperature, support)
     if support is None:
         return jnp.take_along_axis(log_probs, tokens[..., None], axis=-1)[..., 0]
@@ -62,8 +64,8 @@ def entropy_of(
     if _is_greedy(temperature):
         return jnp.zeros(logits.shape[:-1], jnp.float32)
     log_probs = _log_softmax(logits, temperature, support)
-    possible = jnp.isfinite(log_probs)  # a logit of -inf has no share in the entropy, not 0 * -inf
-    return -jnp.sum(jnp.where(possible, jnp.exp(log_probs) * jnp.where(possible, log_probs, 0.0), 0.0), axis=-1)
+    # An impossible token adds nothing (0 log 0 = 0), neither here nor to the gradient.
+    return -jnp.sum(jnp.exp(log_probs) * jnp.where(log_probs == -jnp.inf, 0.0, log_probs), axis=-1)
 
 
 def draw(

@@ -24,9 +24,10 @@ def make_act(
 ) -> ActFn:
     """The policy with fixed parameters as an `ActFn`.
 
-    `keep` names the fields of `policy.Decision` to store with each decision: "skill", "log_prob", "support" (absent
-    when `top_k` is 0) and "context".
+    `keep` names the fields of `policy.Decision` to store with each decision: "skill", "support" (absent when `top_k` is
+    0) and "context". "log_prob" is always stored: it alone tells the pool that a broken policy still draws tokens.
     """
+    stored = dict.fromkeys(("log_prob", *keep))
     task_ids = {task: number for number, task in enumerate(tasks)}
     variables = jax.device_put(variables)
 
@@ -42,7 +43,7 @@ def make_act(
             top_k=top_k,
             execution_horizon=execution_horizon,
         )
-        extras = {name: getattr(decision, name) for name in keep if getattr(decision, name) is not None}
+        extras = {name: getattr(decision, name) for name in stored if getattr(decision, name) is not None}
         return jax.device_get((decision.actions, extras))
 
     return _timed(act, clock) if clock is not None else act
