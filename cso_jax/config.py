@@ -103,8 +103,8 @@ def _made_by(path: Path) -> ConfigDict:
         # ml_collections refuses unknown keys and other types; it goes on to print every key that there is.
         said = (str(error).strip().splitlines() or ["nothing more was said"])[0]
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        place = f"{path}, line {lines[-1]}" if lines else f"{path}"
-        raise ConfigError(f"{place} is not a config: {type(error).__name__}: {said}") from None
+        place = f" (line {lines[-1]})" if lines else ""
+        raise ConfigError(f"{path} is not a config{place}: {type(error).__name__}: {said}") from None
     if not isinstance(config, ConfigDict):
         what = "nothing (does it end in `return config`?)" if config is None else f"a {type(config).__name__}"
         raise ConfigError(f"{path}: get_config() returned {what}; a config starts from cso_jax.defaults.metaworld()")
