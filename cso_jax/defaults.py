@@ -92,8 +92,8 @@ def metaworld() -> ConfigDict:
     config.rsft.enabled = True
     config.rsft.epochs = 20  # used when steps is 0
     config.rsft.successes_per_task = 200
-    config.rsft.strike_rule = "algorithm"  # or "until_success", "new_state": rollout/groups.py says what they are
-    config.rsft.strikes = 10
+    config.rsft.strike_rule = "new_state"  # or "algorithm", "until_success": rollout/groups.py says what they are
+    config.rsft.strikes = 10  # attempts from one initial state, by the rules that make more than one
     config.rsft.max_rollouts_per_task = 2000
     config.rsft.temperature = 1.0
     config.rsft.top_k = 5

@@ -55,6 +55,9 @@ def test_overrides_are_stronger_than_the_scale():
     assert config.spo.iterations == 7
 
 
+ALGORITHM = [("rsft.strike_rule", "algorithm")]  # ten attempts from each state; by default each has one
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
@@ -69,12 +72,12 @@ def test_overrides_are_stronger_than_the_scale():
         ([("execution_horizon", "40")], "a chunk has 32 actions"),
         ([("prior.heads", "5")], "must divide"),
         ([("scale", "tiny")], "config.scale must be one of"),
-        ([("rsft.max_rollouts_per_task", "5")], "one initial state takes"),
+        ([*ALGORITHM, ("rsft.max_rollouts_per_task", "5")], "one initial state takes"),
         ([("sampling.top_k", "5000")], "there are 1000 codes"),
         ([("sampling.temperature", "0")], "SPO needs a positive one"),
         ([("sampling.top_k", "1")], "config.sampling.top_k is 1 (greedy)"),
-        ([("rsft.temperature", "0")], "config.rsft.temperature is 0 (greedy): the 10 attempts"),
-        ([("rsft.top_k", "1")], "config.rsft.top_k is 1 (greedy): the 10 attempts"),
+        ([*ALGORITHM, ("rsft.temperature", "0")], "config.rsft.temperature is 0 (greedy): the 10 attempts"),
+        ([*ALGORITHM, ("rsft.top_k", "1")], "config.rsft.top_k is 1 (greedy): the 10 attempts"),
         ([("autoencoder.dropout", "1.0")], "config.autoencoder.dropout is a probability below 1"),
         ([("prior.dropout", "1.5")], "config.prior.dropout is a probability below 1"),
         ([("spo.learning_rate", "inf")], "config.spo.learning_rate must be a finite number; got inf"),
