@@ -14,6 +14,11 @@ import sys
 import threading
 from pathlib import Path
 
+if __name__ == "__main__":
+    # Until the signals are taken over Ctrl-C ends the process, as SIGTERM does: a KeyboardInterrupt in the midst of an
+    # import can land in a callback, which swallows it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 from cso_jax import library_log, telemetry
 from cso_jax.files import expanded
 from cso_jax.stopping import EXIT_INTERRUPTED, EXIT_STOPPED, end_process, stop_on_signals
@@ -233,8 +238,6 @@ def _shortened(line: str) -> str:
 
 def run_command(command) -> None:
     """End the process with what `command()` returns; after a signal without waiting for anything else."""
-    # Until the signals are taken over Ctrl-C ends the process, as SIGTERM does: a KeyboardInterrupt in the midst of an
-    # import can land in a callback, which swallows it.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     status = command()
     if status in (EXIT_INTERRUPTED, EXIT_STOPPED):

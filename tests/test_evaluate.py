@@ -185,7 +185,8 @@ def test_unexpected_errors_keep_their_traceback(tmp_path):
 def test_no_opengl_names_the_packages(tmp_path, capsys, monkeypatch):
     from cso_jax.envs import gl
 
-    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    for name in ("MUJOCO_GL", "PYOPENGL_PLATFORM", "MUJOCO_EGL_DEVICE_ID"):  # what drew in this process sets some
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(gl, "backend_problem", lambda name: "broken")
     assert main.supervised(defaults.metaworld(), tmp_path / "run", lambda stop: None) == 1
     message = capsys.readouterr().err

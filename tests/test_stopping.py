@@ -144,7 +144,7 @@ def test_any_stage_saves_and_stops(start, tmp_path, stage, number):
     assert f"{number.name}: saving, then stopping" in stderr
 
 
-@pytest.mark.parametrize("delay", [0.1, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("delay", [0.3, 0.6, 1.0, 2.0])
 def test_a_signal_while_everything_is_still_being_imported(start, tmp_path, delay):
     process = start(tmp_path / "run")
     time.sleep(delay)
