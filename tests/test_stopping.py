@@ -101,7 +101,7 @@ def test_signals_to_the_group_end_demonstrations(start, tmp_path, signals, statu
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "times", "status"), [(signal.SIGINT, 3, 130), (signal.SIGTERM, 1, 143)])
 def test_signals_end_metaworld_demonstrations(start, tmp_path, number, times, status):
-    process = start(tmp_path / "run", "demos.per_task=400", "codebook.steps=10", config=QUICKSTART)
+    process = start(tmp_path / "run", "demos.per_task=400", config=QUICKSTART)
     wait_until(lambda: demonstrating(process), process)
     for _ in range(times):
         os.killpg(process.pid, number)
