@@ -78,7 +78,7 @@ def cascade(config, workdir: Path, stop=None) -> Path:
         page = report.build(workdir)
         telemetry.show(report.text_tables(workdir))
         telemetry.log(f"report: {page}")
-        growing = (f"--config.{key}={configs.flatten(config)[key]}" for key in provenance.GROWING)
+        growing = (f"--config.{key} (now {configs.flatten(config)[key]})" for key in provenance.GROWING)
         telemetry.log(f"the same command with a larger {' or '.join(growing)} goes on from here")
         return page
     finally:

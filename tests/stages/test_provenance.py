@@ -276,7 +276,7 @@ def test_a_finished_run_grows(run, tmp_path, changes):
     short = ("codebook.steps=100", "imitation.steps=100", "rsft.steps=5", *changes)
     grown, whole = tmp_path / "grown", tmp_path / "whole"
     said = run(grown, *short, "spo.iterations=1", "evaluation.episodes_per_task=2")
-    assert "larger --config.spo.iterations=1 or --config.evaluation.episodes_per_task=2 goes on from here" in said
+    assert "larger --config.spo.iterations (now 1) or --config.evaluation.episodes_per_task (now 2) goes on" in said
     run(grown, *short, "spo.iterations=3", "evaluation.episodes_per_task=4")
     run(whole, *short, "spo.iterations=3", "evaluation.episodes_per_task=4")
     assert final(grown)[0] == final(whole)[0] == 3
