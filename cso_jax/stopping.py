@@ -51,7 +51,9 @@ def stop_on_signals(stop: threading.Event, *, grace_s: float = GRACE_S) -> Itera
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     watcher = threading.Thread(target=_watch, args=(ours, stop, received, grace_s), name="signals", daemon=True)
-    previous = {number: signal.signal(number, _noted) for number in SIGNALS}
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # under nohup a closed terminal is nothing
+    watched = [number for number in SIGNALS if not (ignored and number == signal.SIGHUP)]
+    previous = {number: signal.signal(number, _noted) for number in watched}
     before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
     watcher.start()
     try:
