@@ -11,8 +11,9 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
-from typing import Any
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 from cso_jax import telemetry
 
@@ -20,6 +21,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 """Ctrl-C, a cluster's end of job, a closed terminal, a cluster's warning: all of them save and stop."""
 
 GRACE_S = 8.0
+_ONE_SIGNAL_S = 0.05  # a launcher hands on the signal that the whole group has got already
+_OUTPUT_S = 0.5  # what a line of log may take
 EXIT_INTERRUPTED, EXIT_STOPPED = 130, 143
 
 
@@ -42,7 +45,7 @@ def stop_on_signals(stop: threading.Event, *, grace_s: float = GRACE_S) -> Itera
     """Within the `with` block a first signal sets `stop`; a second one, or `grace_s` later, ends the process at once.
 
     Ending at once kills the child processes and leaves what is on disk as it is: every write is atomic. Nothing is
-    changed where the caller is not the main thread, which alone may handle signals.
+    changed where the caller is not the main thread, which alone may handle signals. SIGHUP stays ignored under nohup.
     """
     received = Received()
     if threading.current_thread() is not threading.main_thread():
@@ -50,11 +53,13 @@ def stop_on_signals(stop: threading.Event, *, grace_s: float = GRACE_S) -> Itera
         return
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
-    watcher = threading.Thread(target=_watch, args=(ours, stop, received, grace_s), name="signals", daemon=True)
-    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN  # under nohup a closed terminal is nothing
-    watched = [number for number in SIGNALS if not (ignored and number == signal.SIGHUP)]
-    previous = {number: signal.signal(number, _noted) for number in watched}
+    terminals = [descriptor for descriptor in (1, 2) if os.isatty(descriptor)]
+    watcher = threading.Thread(
+        target=_watch, args=(ours, stop, received, grace_s, terminals), name="signals", daemon=True
+    )
+    heard = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
     before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+    previous = {number: signal.signal(number, _noted) for number in heard}
     watcher.start()
     try:
         yield received
@@ -71,32 +76,61 @@ def _noted(_number: int, _frame: Any) -> None:
     """A handler must be there, or the interpreter would not write to the wakeup file."""
 
 
-def _watch(ours: socket.socket, stop: threading.Event, received: Received, grace_s: float) -> None:
+def _watch(
+    ours: socket.socket, stop: threading.Event, received: Received, grace_s: float, terminals: list[int]
+) -> None:
+    first = last = 0.0
     while True:
-        ours.settimeout(grace_s if received.numbers else None)
+        ours.settimeout(max(0.001, first + grace_s - time.monotonic()) if received.numbers else None)
         try:
             data = ours.recv(64)
         except TimeoutError:
             _leave(received, f"still busy after {grace_s:g} s: leaving at once")
-            return
         if not data:
             return
         for number in data:
             if number not in SIGNALS:
                 continue
-            received.numbers.append(number)
+            now = time.monotonic()
+            if number == signal.SIGHUP:
+                _let_go(terminals)
             name = signal.Signals(number).name
+            received.numbers.append(number)
             if len(received.numbers) == 1:
+                first = now
                 stop.set()
-                telemetry.log(f"{name}: saving, then stopping; once more to leave at once")
-            else:
+                _briefly(telemetry.log, f"{name}: saving, then stopping; once more to leave at once")
+            elif number != received.numbers[-2] or now - last > _ONE_SIGNAL_S:
                 _leave(received, f"{name}: leaving at once")
+            last = time.monotonic()
 
 
-def _leave(received: Received, why: str) -> None:
-    telemetry.log(f"{why}; what was saved before is kept, run the same command to go on")
-    kill_children()
-    end_process(received.exit_status or EXIT_STOPPED)
+def _let_go(terminals: list[int]) -> None:
+    """Have what still goes to a terminal that was closed go nowhere: writing to it would raise in whoever logs."""
+    for descriptor in terminals:
+        if not os.isatty(descriptor):
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), descriptor)
+
+
+def _leave(received: Received, why: str) -> NoReturn:
+    try:
+        _briefly(telemetry.log, f"{why}; what was saved before is kept, run the same command to go on")
+        kill_children()
+    finally:
+        os._exit(received.exit_status or EXIT_STOPPED)
+
+
+def _briefly(write: Callable[..., None], *arguments: str) -> None:
+    """Write to stdout or stderr, but do not wait for a reader that does not read, nor mind one that is gone."""
+
+    def attempt() -> None:
+        with contextlib.suppress(OSError, ValueError):
+            write(*arguments)
+
+    writer = threading.Thread(target=attempt, daemon=True)
+    writer.start()
+    writer.join(_OUTPUT_S)
 
 
 def kill_children() -> None:
@@ -104,13 +138,12 @@ def kill_children() -> None:
     import psutil
 
     for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
+        with contextlib.suppress(psutil.Error):
             child.kill()
 
 
-def end_process(status: int) -> None:
+def end_process(status: int) -> NoReturn:
     """End without waiting for threads that libraries have started, as an ordinary exit would."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError):
-            stream.flush()
+        _briefly(stream.flush)
     os._exit(status)

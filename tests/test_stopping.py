@@ -2,6 +2,8 @@
 
 import contextlib
 import os
+import pty
+import select
 import signal
 import subprocess
 import sys
@@ -189,3 +191,99 @@ def test_whoever_is_too_busy_is_ended(busy, signals, status, said):
         time.sleep(0.1)
     _, stderr = process.communicate(timeout=LIMIT_S)
     assert process.returncode == status and said in stderr
+
+
+def in_imitation(workdir):
+    rows = workdir / "metrics.jsonl"
+    return rows.exists() and '"imitation"' in rows.read_text()
+
+
+def test_a_closed_terminal_saves_and_stops(environment, tmp_path):
+    """What is written to a terminal that is gone raises: neither the run nor the watch over it may end by that."""
+    workdir = tmp_path / "run"
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(ROOT)
+        os.execve(sys.executable, [sys.executable, "-m", "cso_jax.main", f"--config={FAKE}", f"--workdir={workdir}",
+                                   "--config.imitation.steps=1000000", "--config.imitation.checkpoint_every=1000000"],
+                  environment)  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not in_imitation(workdir):
+        assert time.monotonic() < deadline
+        if select.select([terminal], [], [], 0.05)[0]:
+            os.read(terminal, 4096)
+    os.close(terminal)
+    try:
+        assert psutil.Process(pid).wait(LIMIT_S) == 143
+    except psutil.TimeoutExpired:
+        os.kill(pid, signal.SIGKILL)
+        raise
+    assert [folder for folder in (workdir / "checkpoints" / "imitation").iterdir() if folder.name.isdigit()]
+
+
+HOLDING = """
+import os, sys, threading, time
+from cso_jax.stopping import stop_on_signals, end_process
+stop = threading.Event()
+with stop_on_signals(stop, grace_s=2.0) as received:
+    print("ready", flush=True)
+    if sys.argv[1] == "unread":  # nobody reads stderr, whose pipe is full
+        os.set_blocking(2, False)
+        try:
+            while True:
+                os.write(2, b"." * 4096)
+        except BlockingIOError:
+            os.set_blocking(2, True)
+    stop.wait()
+    time.sleep(60 if sys.argv[1] == "unread" else 0.5)
+    print("saved", flush=True)
+end_process(received.exit_status)
+"""
+
+
+@pytest.fixture
+def hold():
+    started = []
+
+    def call(how, prefix=()):
+        process = subprocess.Popen([*prefix, sys.executable, "-c", HOLDING, how], cwd=ROOT, text=True,
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)  # fmt: skip
+        started.append(process)
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    yield call
+    for process in started:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def test_under_nohup_a_closed_terminal_is_nothing(hold):
+    process = hold("read", ["nohup"])
+    process.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(1.0)
+    process.send_signal(signal.SIGTERM)
+    assert process.communicate(timeout=LIMIT_S)[0] == "saved\n"
+    assert process.returncode == 143
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_that_a_launcher_hands_on_again_counts_once(hold, number, status):
+    process = hold("read")
+    for _ in range(3):
+        process.send_signal(number)
+        time.sleep(0.01)
+    stdout, stderr = process.communicate(timeout=LIMIT_S)
+    assert stdout == "saved\n" and "leaving at once" not in stderr
+    assert process.returncode == status
+
+
+def test_stderr_that_nobody_reads_holds_nothing_up(hold):
+    process = hold("unread")
+    time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(LIMIT_S) == 143
