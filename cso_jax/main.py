@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -149,21 +150,28 @@ def _supervised(config, workdir: Path, work, stop: threading.Event) -> int:
                 try:
                     gl.require_gl(config.env.obs)
                 except RuntimeError as error:
+                    if _stopping(stop):  # a terminal's signal ends the probe too
+                        raise Stopped("its first checks") from None
                     return fail(error, details)
             work(stop)
     except expected as error:
         notes = getattr(error, "__notes__", [])
         if notes:
-            with open(details, "a") as file:
+            with contextlib.suppress(OSError), open(details, "a") as file:  # the disk may be full
                 file.write("\n".join([str(error), *notes]) + "\n")
-            error = RunError(f"{error} (details: {details})")
+                error = RunError(f"{error} (details: {details})")
         return fail(error, details)
     except Stopped as where:
         telemetry.log(f"stopped in {where}; everything finished is saved, run the same command to go on")
         return EXIT_STOPPED
     except Exception as error:
         if not _no_write(error):
-            raise
+            if not _stopping(stop):
+                raise
+            with contextlib.suppress(OSError), open(details, "a") as file:
+                traceback.print_exception(error, file=file)
+            telemetry.log("stopped; what was saved before is kept, run the same command to go on")
+            return EXIT_STOPPED
         return fail(
             RunError(
                 f"cannot write to {workdir}: {_first_line(error)}; free some space or choose another --workdir, then "
@@ -171,6 +179,11 @@ def _supervised(config, workdir: Path, work, stop: threading.Event) -> int:
             )
         )
     return 0
+
+
+def _stopping(stop: threading.Event) -> bool:
+    """Whether a signal came. What it breaks, such as a child process that got it too, may be noticed before it is."""
+    return stop.wait(0.2)
 
 
 def _workdir_problem(workdir: Path) -> str:

@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -180,6 +181,46 @@ def test_unexpected_errors_keep_their_traceback(tmp_path):
     config.env.obs = "state"
     with pytest.raises(RuntimeError, match="a bug"):
         main.supervised(config, tmp_path / "run", work)
+
+
+def test_what_breaks_by_a_signal_is_a_stop(tmp_path, capfd):
+    def work(_stop):
+        os.kill(os.getpid(), signal.SIGINT)
+        raise RuntimeError("a library was interrupted")
+
+    config = defaults.metaworld()
+    config.env.name = "fake"
+    assert main.supervised(config, tmp_path / "run", work) == 130
+    message = capfd.readouterr().err
+    assert "run the same command to go on" in message and "Traceback" not in message
+    assert "a library was interrupted" in (tmp_path / "run" / "errors.log").read_text()
+
+
+def test_a_drawing_probe_that_got_the_signal_too_is_no_error(tmp_path, capfd, monkeypatch):
+    from cso_jax.envs import gl
+
+    def probe(_obs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise RuntimeError("no OpenGL")
+
+    monkeypatch.setattr(gl, "require_gl", probe)
+    assert main.supervised(defaults.metaworld(), tmp_path / "run", lambda stop: None) == 143
+    assert "error:" not in capfd.readouterr().err
+
+
+def test_an_error_is_one_line_where_its_details_cannot_be_written(tmp_path, capsys):
+    from cso_jax.rollout.episodes import RolloutError
+
+    def work(_stop):
+        (tmp_path / "run" / "errors.log").mkdir()
+        error = RolloutError("an episode failed")
+        error.add_note("Traceback of the worker")
+        raise error
+
+    config = defaults.metaworld()
+    config.env.name = "fake"
+    assert main.supervised(config, tmp_path / "run", work) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "error: an episode failed"
 
 
 def test_no_opengl_names_the_packages(tmp_path, capsys, monkeypatch):
