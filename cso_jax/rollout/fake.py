@@ -9,8 +9,9 @@ exactly, and settings can make chosen initial states misbehave. Settings, all op
                                 "marker": path}}
     factory_error  {"type": "ValueError" | "ImportError" | "OSError" | "exit", "message": text, "marker": path}
 
-A fault strikes when the episode of that initial state has made `at_step` steps (default 0: in the reset). With a
-marker it strikes once: the file is created first, and a fault whose marker exists does nothing.
+A fault strikes when the episode of that initial state has made `at_step` steps (default 0: in the reset), in the
+scripted expert before its first. With a marker it strikes once: the file is created first, and a fault whose marker
+exists does nothing.
 """
 
 import os
@@ -158,19 +159,23 @@ class FakeEnvironment:
         fault = self._faults.get(self._init.name) if self._init is not None and self._faults else None
         if fault is None or fault.get("at_step", 0) != self._steps or not _strikes(fault):
             return
-        kind = fault["kind"]
-        if kind == "die":
-            os._exit(1)
-        elif kind == "hang":
-            time.sleep(HANG_S)
-        elif kind == "slow":
-            time.sleep(SLOW_S)
-        elif kind == "nan":
+        if fault["kind"] == "nan":
             self._position = np.full(2, np.nan, np.float32)
-        elif kind == "fatal":
-            raise FatalFault("told to fail for good")
         else:
-            raise FakeFault("told to fail")
+            _fail(fault["kind"])
+
+
+def _fail(kind: str) -> None:
+    if kind == "die":
+        os._exit(1)
+    elif kind == "hang":
+        time.sleep(HANG_S)
+    elif kind == "slow":
+        time.sleep(SLOW_S)
+    elif kind == "fatal":
+        raise FatalFault("told to fail for good")
+    else:
+        raise FakeFault("told to fail")
 
 
 def expert_action(state: np.ndarray) -> np.ndarray:
@@ -200,6 +205,9 @@ def collect_demo(
         raise ValueError(f"label must be 'executed' or 'expert', got {label!r}")
     if store_images is not None:
         settings = {**settings, "obs": "pixels" if store_images else "state"}
+    fault = settings.get("faults", {}).get(init.name)
+    if fault is not None and _strikes(fault):
+        _fail(fault["kind"])
     horizon = int(settings.get("horizon", DEFAULT_HORIZON))
     position, goal = _draw_points(init)
     rng = np.random.default_rng([seed, list(_DIRECTIONS).index(init.task), init.index])

@@ -165,7 +165,14 @@ def _outcomes(processes: JobProcesses, job: Job, task: str) -> list[Demonstratio
 
 def _attempts(settings: dict[str, Any], inits: list, noise: float, extra_steps: int, seed: int) -> list:
     """In a worker process: one demonstration, or None, per initial state."""
-    return [experts.collect_demo(settings, init, noise=noise, extra_steps=extra_steps, seed=seed) for init in inits]
+    outcomes = []
+    for init in inits:
+        try:
+            outcomes.append(experts.collect_demo(settings, init, noise=noise, extra_steps=extra_steps, seed=seed))
+        except Exception as error:
+            error.add_note(f"From the initial state {init.name}.")
+            raise
+    return outcomes
 
 
 def _stored(demo: Demonstration) -> store.StoredEpisode:

@@ -242,6 +242,41 @@ def test_an_expert_that_fails_too_often(tmp_path, environment):
     assert "the scripted expert of left succeeded in 0 of" in result.stderr
 
 
+FAULTY = """
+import runpy
+
+from ml_collections import ConfigDict
+
+
+def get_config():
+    config = runpy.run_path({fake!r})["get_config"]()
+    with config.unlocked():
+        config.env.faults = ConfigDict({{"train:right:2": {{"kind": {kind!r}}}}})
+    return config
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("raise", "the scripted expert of right failed with FakeFault: told to fail"),
+        ("die", "a process that made demonstrations of right ended with exit code 1"),
+    ],
+)
+def test_what_an_expert_raises_is_one_line(tmp_path, environment, kind, said):
+    workdir, config = tmp_path / "run", tmp_path / "faulty.py"
+    config.write_text(FAULTY.format(fake=str(CONFIG), kind=kind))
+    result = finish(workdir, environment, f"--config={config}")
+    assert result.returncode == 1
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith(f"error: {said}") and len(last) < 300 and "run the same command again" in last
+    assert "Traceback" not in result.stderr
+    assert (workdir / "demos" / "left.hdf5").exists()
+    if kind == "raise":
+        details = (workdir / "errors.log").read_text()
+        assert "Traceback" in details and "train:right:2" in details
+
+
 def test_nan_loss_stops_before_saving(tmp_path, environment):
     result = finish(tmp_path, environment, "--config.codebook.learning_rate=1e30", "--config.codebook.clip_norm=1e30")
     assert result.returncode == 1
