@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import itertools
 import multiprocessing.connection
-import os
 import signal
 import threading
 import traceback
@@ -17,7 +16,7 @@ from collections.abc import Callable
 from typing import Any, Self
 
 from cso_jax.rollout.episodes import Interrupted
-from cso_jax.rollout.worker import exit_reason, spawn_surroundings
+from cso_jax.rollout.worker import end_with_parent, exit_reason, refused, spawn_surroundings
 
 _STOP_POLL_S = 0.2
 _SIGNAL_GRACE_S = 2.0
@@ -120,7 +119,10 @@ class JobProcesses:
             if idle is None:
                 if len(self._processes) >= self._count:
                     return
-                idle = _Process(next(self._numbers))
+                try:
+                    idle = _Process(next(self._numbers))
+                except OSError as error:
+                    raise refused(error, "config.demos.processes") from None
                 self._processes.append(idle)
             idle.job = self._waiting.popleft()
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # found out when the answer is read
@@ -156,7 +158,7 @@ class JobProcesses:
 def _serve(connection: Any) -> None:
     """In the process: carry out calls until the pipe closes or the parent ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: the parent decides
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
             function, arguments = connection.recv()
@@ -166,11 +168,3 @@ def _serve(connection: Any) -> None:
                 # Text only: an exception object may not survive pickling.
                 answer = ("error", type(error).__name__, str(error), traceback.format_exc())
             connection.send(answer)
-
-
-def _end_with_parent() -> None:
-    """A killed parent cannot tell its processes to end."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)

@@ -18,7 +18,7 @@ from typing import Any, Self
 import numpy as np
 
 from cso_jax.rollout.episodes import ActFn, Episode, EpisodeRecord, EpisodeRequest, Interrupted, PoolStats, RolloutError
-from cso_jax.rollout.worker import Command, Failure, MakeEnvironments, Reply, WorkerProcess
+from cso_jax.rollout.worker import Command, Failure, MakeEnvironments, Reply, WorkerProcess, refused
 
 START_ATTEMPTS = 3
 STOP_POLL_S = 0.2
@@ -194,14 +194,17 @@ class WorkerPool:
     def _start_workers(self, job: _Job) -> None:
         for worker in self._workers[: job.remaining]:
             if worker.process is None:
-                worker.process = WorkerProcess(
-                    self._make_environments,
-                    self._settings,
-                    self._slots,
-                    name=f"rollout-worker-{worker.number}",
-                    start_timeout_s=self._start_timeout_s,
-                    command_timeout_s=self._step_timeout_s,
-                )
+                try:
+                    worker.process = WorkerProcess(
+                        self._make_environments,
+                        self._settings,
+                        self._slots,
+                        name=f"rollout-worker-{worker.number}",
+                        start_timeout_s=self._start_timeout_s,
+                        command_timeout_s=self._step_timeout_s,
+                    )
+                except OSError as error:
+                    raise refused(error, "config.rollout.workers") from None
                 worker.finished = 0
 
     def _assign(self, job: _Job) -> None:
@@ -339,7 +342,9 @@ class WorkerPool:
             self._log(f"rollout worker {worker.number} did not start: {failure.line}")
             if failure.fatal or worker.start_failures >= START_ATTEMPTS:
                 tries = "" if failure.fatal else f" ({worker.start_failures} attempts)"
-                raise _with_trace(f"the environments could not be built{tries}: {failure.line}", failure)
+                raise _with_trace(
+                    f"the environments could not be built{tries}: {failure.line}; {failure.remedy}", failure
+                )
             return
         if stale:
             self._log(f"rollout worker {worker.number} replaced while idle: {failure.line}")
@@ -354,7 +359,9 @@ class WorkerPool:
             if failure.fatal or attempts >= self._max_attempts:
                 name = victim.request.init.name
                 raise _with_trace(
-                    f"episode {victim.index} from {name} failed after {attempts} attempt(s): {failure.line}", failure
+                    f"episode {victim.index} from {name} failed after {attempts} attempt(s): {failure.line}; "
+                    f"{failure.remedy}",
+                    failure,
                 )
 
     def _abandon(self) -> None:

@@ -25,6 +25,7 @@ import numpy as np
 import psutil
 
 from cso_jax.envs.protocol import ChunkResult, Environment, InitState
+from cso_jax.rollout.episodes import RolloutError
 
 MakeEnvironments = Callable[[dict[str, Any], int], list[Environment]]
 """A top-level function `(settings, count) -> count environments`, called inside the worker process."""
@@ -58,6 +59,9 @@ HOPELESS_IN_FACTORY = (
     FileNotFoundError,
 )
 
+TIMEOUT, DIED = "WorkerTimeout", "WorkerDied"
+_LONGEST_LINE = 120  # of a failure: the error line also names the episode and what to do
+
 _logger = logging.getLogger(__name__)
 _start_lock = threading.Lock()
 
@@ -75,7 +79,8 @@ class Failure:
     """Why a message was not carried out: an exception in the factory or an environment, a dead or a late process.
 
     `position` is the index of the command that was being executed, None where that is unknown. `starting` is true
-    while the environments were being built. `fatal` failures must not be tried again.
+    while the environments were being built. `fatal` failures must not be tried again. `memory`: the process was killed
+    as one is that takes too much of it.
     """
 
     type_name: str
@@ -84,11 +89,25 @@ class Failure:
     position: int | None = None
     starting: bool = False
     fatal: bool = False
+    memory: bool = False
 
     @property
     def line(self) -> str:
-        """Type and message on one line."""
-        return " ".join(f"{self.type_name}: {self.message}".split())
+        """Type and message on one short line; the traceback has the rest."""
+        line = " ".join(f"{self.type_name}: {self.message}".split())
+        return line if len(line) <= _LONGEST_LINE else line[: _LONGEST_LINE - 3] + "..."
+
+    @property
+    def remedy(self) -> str:
+        """What a person can do."""
+        if self.type_name == TIMEOUT:
+            key = "start_timeout_s" if self.starting else "step_timeout_s"
+            return f"if the simulator is only slow, raise config.rollout.{key}"
+        if self.type_name == DIED and not self.memory:
+            return "the simulator crashed: what was finished is kept, run the same command again"
+        if self.memory or self.type_name == "MemoryError":
+            return "lower config.rollout.workers or config.rollout.slots; what was finished is kept"
+        return "mend the cause and run the same command again: what was finished is kept"
 
 
 # ---------------------------------------------------------------------------------------------------------- inside
@@ -102,6 +121,7 @@ def serve(
     `progress.value` is shared with the parent: 1 + the index of the command being executed, 0 between messages.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
     environments: list[Environment] = []
     try:
         try:
@@ -139,6 +159,18 @@ def _execute(environments: Sequence[Environment], commands: Sequence[Command], p
         results.append((command[0], result))
     progress.value = 0
     return Reply(results, psutil.Process().memory_info().rss)
+
+
+def end_with_parent() -> None:
+    """In a process that was started here: end when the parent has, which may have been killed, whatever runs."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
 def _describe(error: Exception, *, position: int | None = None, starting: bool = False, fatal: bool = False) -> Failure:
@@ -207,10 +239,9 @@ class WorkerProcess:
             answer = self.connection.recv()
         except (EOFError, OSError):
             self._process.join(5)
-            answer = Failure(
-                "WorkerDied", f"the process ended with {exit_reason(self._process.exitcode)}", "", self._position()
-            )
-            answer.starting = self.starting
+            exitcode = self._process.exitcode
+            message = f"the process ended with {exit_reason(exitcode)}"
+            answer = Failure(DIED, message, "", self._position(), self.starting, memory=exitcode == -signal.SIGKILL)
         self.busy = False
         if isinstance(answer, Reply):
             self.starting = False
@@ -230,7 +261,7 @@ class WorkerProcess:
             message = f"the environments were not ready after {self._start_timeout_s:g} s"
         else:
             message = f"no answer within {self._timeout_s:g} s"
-        return Failure("WorkerTimeout", message, "", self._position(), self.starting)
+        return Failure(TIMEOUT, message, "", self._position(), self.starting)
 
     def kill(self) -> None:
         """End the process at once."""
@@ -263,6 +294,12 @@ class WorkerProcess:
     def _position(self) -> int | None:
         executing = self._progress.value
         return executing - 1 if 0 < executing <= len(self.commands) else None
+
+
+def refused(error: OSError, key: str) -> RolloutError:
+    """What to say where the system grants no further process or pipe; `key` of the config asks for so many."""
+    reason = error.strerror or type(error).__name__
+    return RolloutError(f"no further process can be started ({reason}): lower {key}, or raise ulimit -n and -u")
 
 
 def exit_reason(exitcode: int | None) -> str:

@@ -1,6 +1,8 @@
 """The worker pool against the fake environment: same records whatever the schedule, and nothing left behind."""
 
+import contextlib
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -13,6 +15,7 @@ import pytest
 from cso_jax.envs.protocol import EvalInit, TrainInit
 from cso_jax.rollout import fake
 from cso_jax.rollout.episodes import EpisodeRequest, Interrupted, RolloutError
+from cso_jax.rollout.jobs import JobProcesses
 from cso_jax.rollout.pool import WorkerPool
 
 HORIZON = 24
@@ -218,6 +221,48 @@ def test_factory_error_surfaces_in_one_line(fault, starts, message):
         assert pool.restarts == starts
 
 
+@pytest.mark.parametrize(
+    ("kind", "options", "remedy"),
+    [
+        ("raise", {}, "mend the cause and run the same command again"),
+        ("die", {}, "the simulator crashed: what was finished is kept, run the same command again"),
+        ("hang", {"step_timeout_s": 0.5}, "raise config.rollout.step_timeout_s"),
+    ],
+)
+def test_failed_episodes_say_what_to_do(kind, options, remedy):
+    victim = requests()[1].init.name
+    with (
+        make_pool(workers=1, max_attempts=1, settings={"faults": {victim: {"kind": kind}}}, **options) as pool,
+        pytest.raises(RolloutError, match=f"from {victim} failed after 1 .*; .*{remedy}"),
+    ):
+        pool.run(requests(3), act, keep_observations=False)
+
+
+def test_a_worker_that_is_killed_points_at_memory():
+    def kill_workers(*arguments):
+        for child in psutil.Process().children():
+            if "spawn_main" in " ".join(child.cmdline()):
+                child.kill()
+        return act(*arguments)
+
+    with (
+        make_pool(workers=1, max_attempts=1) as pool,
+        pytest.raises(RolloutError, match=r"SIGKILL.*; lower config\.rollout\.workers or config\.rollout\.slots"),
+    ):
+        pool.run(requests(3), kill_workers, keep_observations=False)
+
+
+def test_long_messages_leave_room_for_what_to_do():
+    fault = {"type": "ValueError", "message": "<body/>" * 500}
+    with (
+        make_pool(workers=1, settings={"factory_error": fault}) as pool,
+        pytest.raises(RolloutError, match=r"could not be built.*mend the cause") as caught,
+    ):
+        pool.run(requests(1), act, keep_observations=False)
+    assert len(str(caught.value)) < 250
+    assert "<body/>" * 500 in caught.value.__notes__[0]
+
+
 def test_factory_that_recovers_is_given_another_chance(tmp_path):
     fault = {"type": "OSError", "message": "busy", "marker": str(tmp_path / "once")}
     with make_pool(workers=1, settings={"factory_error": fault}) as pool:
@@ -360,3 +405,53 @@ def _is_alive(pid):
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def test_workers_in_the_midst_of_a_step_end_with_a_killed_parent():
+    script = (
+        "import numpy as np, psutil, threading\n"
+        "from cso_jax.envs.protocol import TrainInit\n"
+        "from cso_jax.rollout import fake\n"
+        "from cso_jax.rollout.pool import EpisodeRequest, WorkerPool\n"
+        "init = TrainInit('left', 0)\n"
+        "faults = {init.name: {'kind': 'hang', 'at_step': 6}}\n"
+        "pool = WorkerPool(fake.make_environments, {'faults': faults}, workers=1, slots=1)\n"
+        "def act(observations, keys, index, tasks):\n"
+        "    if index.max() == 1:\n"
+        "        threading.Timer(1.0, die).start()\n"
+        "    return np.zeros((1, 4, 2), np.float32), {}\n"
+        "def die():\n"
+        "    print(*[child.pid for child in psutil.Process().children()], flush=True)\n"
+        "    psutil.Process().kill()\n"
+        "pool.run([EpisodeRequest(init, np.zeros(2, np.uint32))], act, keep_observations=False)\n"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        assert parent.wait(30) == -signal.SIGKILL and pids
+        _, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=10)
+        assert not alive
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(parent.pid, signal.SIGKILL)
+        parent.stdout.close()
+
+
+@pytest.fixture
+def few_files():
+    """Hardly any file, and so no pipe to another process, can be opened any more."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    probe = os.open(os.devnull, os.O_RDONLY)
+    os.close(probe)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (probe + 1, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_processes_that_the_system_does_not_grant_are_one_line(few_files):
+    with make_pool() as pool, pytest.raises(RolloutError, match=r"lower config\.rollout\.workers, or raise ulimit"):
+        pool.run(requests(2), act, keep_observations=False)
+    with JobProcesses(2) as processes, pytest.raises(RolloutError, match=r"lower config\.demos\.processes"):
+        processes.submit(abs, 1)
