@@ -19,7 +19,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from cso_jax import checks, defaults, objectives
 from cso_jax.checks import flatten
-from cso_jax.data import official
+from cso_jax.data.libero import official
 from cso_jax.files import expanded
 from cso_jax.precision import PRECISIONS
 from cso_jax.rollout import groups

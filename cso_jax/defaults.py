@@ -47,7 +47,7 @@ def metaworld() -> ConfigDict:
     config.demos.per_task = 100
     config.demos.noise = 0.1  # std of the Gaussian added to the expert's actions
     config.demos.extra_steps = 16  # recorded after the first success
-    config.demos.actions = "clip"  # of official files; "gripper_01", "gripper_10", "refuse": data/official.py says what
+    config.demos.actions = "clip"  # of official files; "gripper_01", "gripper_10", "refuse": data/libero/official.py
     config.demos.label = "executed"  # or "expert": what the expert meant, without the noise
     config.demos.max_attempts_per_demo = 10
     config.demos.processes = 0

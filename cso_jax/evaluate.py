@@ -69,8 +69,8 @@ def _config_of(workdir: Path) -> ConfigDict:
 def _evaluate(config, workdir: Path, stage: str, episodes: int, stop) -> None:
     from cso_jax.evaluation import run_evaluation
     from cso_jax.files import append_jsonl, read_jsonl
+    from cso_jax.run import open_run
     from cso_jax.stages import provenance
-    from cso_jax.stages.run import open_run
     from cso_jax.statistics import wilson
 
     provenance.finish(config, workdir, stage)  # rows of a policy that is no longer there do not count

@@ -12,7 +12,7 @@ from cso_jax.files import append_jsonl, read_jsonl
 from cso_jax.results import ROWS, write_results
 from cso_jax.rollout.actor import make_act
 from cso_jax.rollout.episodes import ActFn, EpisodeRecord, EpisodeRequest, Interrupted
-from cso_jax.stages.run import Run, Stopped
+from cso_jax.run import Run, Stopped
 from cso_jax.statistics import wilson
 
 _VERSIONED = ("cso_jax", "jax", "mujoco", "metaworld", "robosuite", "hf-libero")

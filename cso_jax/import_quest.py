@@ -26,14 +26,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cso_jax import config as configs
-from cso_jax import envs, learner, policy, telemetry
+from cso_jax import envs, learner, telemetry
 from cso_jax.checkpoints import Checkpoints
-from cso_jax.data import language
+from cso_jax.data.language import embeddings
 from cso_jax.files import atomic_write_text
+from cso_jax.interop.torch_files import Tensor, TorchFile, TorchFileError
 from cso_jax.main import device_problem, fail
-from cso_jax.quest_parameters import QuestError, convert, encoder_names, raise_problems
+from cso_jax.policies.quest import policy
+from cso_jax.policies.quest.published import QuestError, convert, encoder_names, raise_problems
 from cso_jax.stages.fitting import optimiser_of
-from cso_jax.torch_files import Tensor, TorchFile, TorchFileError
 
 USAGE = (
     "python -m cso_jax.import_quest FILE.pth OUT --task-embeddings=FILE [--suite=libero_10] "
@@ -185,10 +186,10 @@ def import_checkpoint(file: Path, out: Path, config_path: Path, overrides: list[
         tasks = envs.task_names(settings)
         sentences = [envs.sentence(settings, task) for task in tasks]
         spec = envs.spec(settings)
-        embedding = language.task_embeddings(
+        embedding = embeddings.task_embeddings(
             config.encoder.task_embedding, tasks, sentences, file=config.encoder.task_embedding_file
         )
-    except (ValueError, ImportError, FileNotFoundError, language.LanguageError) as error:
+    except (ValueError, ImportError, FileNotFoundError, embeddings.LanguageError) as error:
         raise configs.ConfigError(str(error)) from None
     _check_inputs(source, spec.images, spec.lowdim, spec.action_dim, embedding)
     networks = policy.build(config, spec, len(tasks), embedding.shape[1])
@@ -198,7 +199,7 @@ def import_checkpoint(file: Path, out: Path, config_path: Path, overrides: list[
     try:
         partial.mkdir(parents=True)
         write_stages(partial, config, variables, {"imported": file.name, "sha256": digest})
-        language.save(partial / "task_embedding.npz", tasks, embedding)
+        embeddings.save(partial / "task_embedding.npz", tasks, embedding)
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)  # is there no more, unless something went wrong

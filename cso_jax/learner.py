@@ -15,10 +15,11 @@ import optax
 from flax import struct, traverse_util
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from cso_jax import objectives, policy
+from cso_jax import objectives
 from cso_jax.networks.augment import augment
-from cso_jax.networks.critic import ValueHead
-from cso_jax.policy import Networks, Variables
+from cso_jax.policies.quest import policy
+from cso_jax.policies.quest.critic import ValueHead
+from cso_jax.policies.quest.policy import Networks, Variables
 from cso_jax.precision import at, exact
 
 Batch = dict[str, Any]

@@ -20,9 +20,10 @@ if __name__ == "__main__":
     # import can land in a callback, which swallows it.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-from cso_jax import library_log, telemetry
+from cso_jax import telemetry
 from cso_jax.files import expanded
 from cso_jax.stopping import EXIT_INTERRUPTED, EXIT_STOPPED, end_process, stop_on_signals
+from cso_jax.telemetry import library_log
 
 USAGE = "python -m cso_jax.main --config=configs/quickstart.py [--workdir=DIR] [--config.key=value ...]"
 EXIT_ERROR = 1
@@ -36,8 +37,9 @@ def cascade(config, workdir: Path, stop=None) -> Path:
     from cso_jax import report
     from cso_jax.evaluation import run_evaluation
     from cso_jax.report import videos
-    from cso_jax.stages import codebook, demos, imitation, provenance, rsft, spo
-    from cso_jax.stages.run import open_run
+    from cso_jax.run import open_run
+    from cso_jax.stages import codebook, demos, imitation, provenance, rsft
+    from cso_jax.stages.spo import stage as spo
 
     run = open_run(config, workdir, stop)
     run.clock.watch_compilation(log_above=5.0)
@@ -136,7 +138,7 @@ def _supervised(config, workdir: Path, work, stop: threading.Event) -> int:
     from cso_jax.data.store import StoreError
     from cso_jax.envs import gl
     from cso_jax.rollout.episodes import RolloutError
-    from cso_jax.stages.run import RunError, Stopped, locked
+    from cso_jax.run import RunError, Stopped, locked
 
     expected = (configs.ConfigError, RunError, RolloutError, StoreError, CheckpointError)
     details = workdir / "errors.log"

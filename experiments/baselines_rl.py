@@ -6,9 +6,8 @@ and the whole cascade. The methods that need both outcomes in a group draw up to
 makes one pair per success and failure: rollouts and updates are in the table.
 """
 
-import runner
-import variants
-from variants import Variant
+from harness import runner, variants
+from harness.variants import Variant
 
 VARIANTS = (
     variants.imitation(Overall="81.5", Long="69.1"),

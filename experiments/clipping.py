@@ -8,11 +8,8 @@ together: how far their success rates lie apart, and, with three times the runs,
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import results
-import runner
-import tables
-import variants
-from variants import Variant
+from harness import results, runner, tables, variants
+from harness.variants import Variant
 
 from cso_jax.statistics import paired_comparison
 

@@ -4,11 +4,10 @@ From the base runs' records: rollouts per task until its successes were collecte
 were kept), beside the imitation policy's success.
 """
 
-import runner
-import variants
-from results import mean_of
-from tables import Table, count_text, success_text, summarise
-from variants import Variant
+from harness import runner, variants
+from harness.results import mean_of
+from harness.tables import Table, count_text, success_text, summarise
+from harness.variants import Variant
 
 _PAPER = (("LIBERO-Long", "69.1", "~538"), ("LIBERO-90", "88.6", "~305"), ("MetaWorld ML45", "85.0", "~341"))
 

@@ -4,9 +4,8 @@ Imitation, the whole method, R-SFT alone, SPO alone (from the imitation policy),
 SPO too.
 """
 
-import runner
-import variants
-from variants import Variant
+from harness import runner, variants
+from harness.variants import Variant
 
 VARIANTS = (
     variants.imitation(Long="69.1", **{"90": "88.6"}),

@@ -4,9 +4,8 @@ The critic is an MLP on the frozen context of each decision, fitted to the first
 use; generalised advantage estimates, normalised over the iteration; ratios and clip range are SPO's.
 """
 
-import runner
-import variants
-from variants import Variant
+from harness import runner, variants
+from harness.variants import Variant
 
 VARIANTS = (
     Variant("spo", "SPO (critic-free)", variants.SPO, paper={"Long": "96.0"}),

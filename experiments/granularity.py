@@ -5,9 +5,8 @@ and as its own paper defines it (normalised by length). curves.png is Figure 3: 
 rollouts, standard deviation over seeds shaded.
 """
 
-import runner
-import variants
-from variants import Variant
+from harness import runner, variants
+from harness.variants import Variant
 
 VARIANTS = (
     Variant("spo", "skill (SPO)", variants.SPO, paper={"clip %": "11.2", "Long": "96.0", "90": "97.7"}),

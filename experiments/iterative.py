@@ -4,10 +4,9 @@ The loop's rounds each have their share of the successes, R-SFT steps and SPO it
 round's start, its encoder is fine-tuned again by that round's R-SFT. Wall-clock time is in the table.
 """
 
-import runner
-import variants
+from harness import runner, variants
+from harness.variants import Variant
 from ml_collections import ConfigDict
-from variants import Variant
 
 ROUNDS = 4
 

@@ -6,10 +6,9 @@ against skills at the suite's rate; then those of the lower rate among themselve
 """
 
 import granularity
-import runner
-import tables
+from harness import runner, tables
+from harness.variants import Variant
 from ml_collections import ConfigDict
-from variants import Variant
 
 _PART = 4
 

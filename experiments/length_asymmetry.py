@@ -3,22 +3,19 @@
 Each granularity's own last update, and SPO's last update seen at every granularity: mean and standard deviation of the
 log-ratio and the shares of units outside that granularity's clip range and without a gradient, for successes and
 failures, against the length of the episode; and the variance over the first decisions of episodes, beside what it would
-be if decisions moved independently. The update measured is a whole pass (see asymmetry.py), so its clip fractions lie
-above the training's own, which average over the pass.
+be if decisions moved independently. The update measured is a whole pass (harness/log_ratios.py), so its clip fractions
+lie above the training's own, which average over the pass.
 """
 
 import itertools
 from pathlib import Path
 from typing import Any
 
-import asymmetry
 import numpy as np
-import plots
-import runner
-import variants
-from asymmetry import LogRatios
-from tables import Table, percent_text
-from variants import Variant
+from harness import log_ratios, plots, runner, variants
+from harness.log_ratios import LogRatios
+from harness.tables import Table, percent_text
+from harness.variants import Variant
 
 # (variant, unit of its ratio)
 METHODS = (
@@ -43,10 +40,10 @@ def measured(outcome: runner.Outcome) -> dict[str, LogRatios]:
     found = {}
     for variant in outcome.variants:
         files = [Path(row["workdir"]) / "log_ratios.npz" for row in outcome.rows.get(variant.name, ())]
-        parts = [asymmetry.load(file) for file in files if file.exists()]
+        parts = [log_ratios.load(file) for file in files if file.exists()]
         parts = [part for part in parts if len(part.success)]  # a run whose last iteration made no update has none
         if parts:
-            found[variant.name] = asymmetry.together(parts)
+            found[variant.name] = log_ratios.together(parts)
     return found
 
 
@@ -68,15 +65,15 @@ def table_of(found: dict[str, LogRatios], title: str) -> Table:
     return Table(title, COLUMNS, rows, note)
 
 
-def _spread(ratios: LogRatios | None, unit: str, outcome: str, variant: Variant) -> asymmetry.Spread | None:
+def _spread(ratios: LogRatios | None, unit: str, outcome: str, variant: Variant) -> log_ratios.Spread | None:
     if ratios is None:
         return None
     everything = np.ones(len(ratios.success), bool)
     chosen = everything if outcome == "all" else ratios.success == (outcome == "success")
-    return asymmetry.spread(ratios, unit, chosen, _range(variant))
+    return log_ratios.spread(ratios, unit, chosen, _range(variant))
 
 
-def _texts(spread: asymmetry.Spread | None) -> list[str | None]:
+def _texts(spread: log_ratios.Spread | None) -> list[str | None]:
     if spread is None:
         return [None] * 6
     shares = (percent_text(spread.clip_fraction), percent_text(spread.cut_fraction))
@@ -89,7 +86,7 @@ def prefixes_of(found: dict[str, LogRatios], title: str) -> Table:
     for outcome in ("success", "failure"):
         if "spo" not in found:
             continue
-        steps, together, independent = asymmetry.prefix_variance(
+        steps, together, independent = log_ratios.prefix_variance(
             found["spo"], found["spo"].success == (outcome == "success")
         )
         for t in sorted({1, 2, 4, 8, 16, len(steps)} & set(steps)):
@@ -110,7 +107,7 @@ def bins_of(ratios: LogRatios, unit: str, clip_range: tuple[float, float], succe
     for low, high in itertools.pairwise(edges) if len(edges) > 1 else [(edge, edge) for edge in edges]:
         inside = np.zeros(len(ratios.success), bool)
         inside[order[(lengths >= low) & ((lengths < high) | (high == edges[-1]))]] = True
-        spread = asymmetry.spread(ratios, unit, inside, clip_range)
+        spread = log_ratios.spread(ratios, unit, inside, clip_range)
         if spread is not None and spread.std > 0:  # one unit has no spread
             rows.append((spread.decisions, spread.std**2, 100 * spread.clip_fraction))
     return np.array(rows).reshape(-1, 3)
@@ -131,7 +128,7 @@ def draw(path: Path, found: dict[str, LogRatios], source: str | None) -> None:
                     markersize=5, **style, label=variant.label if success and column == 1 else None,
                 )  # fmt: skip
             if source is None or number == 0:  # the same for every granularity
-                steps, together, independent = asymmetry.prefix_variance(ratios, ratios.success == success)
+                steps, together, independent = log_ratios.prefix_variance(ratios, ratios.success == success)
                 line = style.get("linestyle", "-")
                 axes[2].plot(steps, together, color=plots.COLOURS[number], linestyle=line)
                 if source is not None:

@@ -9,10 +9,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import plots
-import results
-from options import DEFAULT_SUITE, SCALES, parse_seeds
-from tables import Table, success_text, summarise
+from harness import plots, results
+from harness.options import DEFAULT_SUITE, SCALES, parse_seeds
+from harness.tables import Table, success_text, summarise
 
 from cso_jax import config as configs
 from cso_jax import telemetry

@@ -9,12 +9,20 @@ config.sampling's temperature and top-k, whatever they were collected with.
 
 import itertools
 
-import runner
-import variants
+from harness import runner, variants
+from harness.results import mean_of
+from harness.tables import (
+    Table,
+    by_seed_text,
+    count_text,
+    difference,
+    difference_text,
+    interval_text,
+    success_text,
+    summarise,
+)
+from harness.variants import Variant
 from ml_collections import ConfigDict
-from results import mean_of
-from tables import Table, by_seed_text, count_text, difference, difference_text, interval_text, success_text, summarise
-from variants import Variant
 
 from cso_jax.rollout.groups import STRIKE_RULES
 

@@ -3,10 +3,9 @@
 SPO follows in each case. Where the suite fixes the number of R-SFT steps, all three take as many.
 """
 
-import runner
-import variants
+from harness import runner, variants
+from harness.variants import Variant
 from ml_collections import ConfigDict
-from variants import Variant
 
 _PAPER = ((4, "91.5 ± 0.7"), (2, "94.2 ± 0.5"), (1, "96.0 ± 0.5"))
 

@@ -6,10 +6,9 @@ trained anew; the demonstrations are shared.
 
 import math
 
-import runner
-import variants
+from harness import runner, variants
+from harness.variants import Variant
 from ml_collections import ConfigDict
-from variants import Variant
 
 _STRIDES = (((2, 2, 2), "93.5"), ((2, 2, 1), "96.0"), ((2, 1, 1), "91.6"))
 

@@ -8,18 +8,19 @@ import shlex
 import jax
 import numpy as np
 import pytest
-import quest_reference as reference
-from quest_reference import PUBLISHED, Sizes
+from support import quest_reference as reference
+from support.quest_reference import PUBLISHED, Sizes
 
 from cso_jax import config as configs
-from cso_jax import defaults, import_quest, policy
+from cso_jax import defaults, import_quest
 from cso_jax import main as cascade
 from cso_jax.checkpoints import Checkpoints
-from cso_jax.data import language
+from cso_jax.data.language import embeddings
 from cso_jax.envs.protocol import EnvSpec
 from cso_jax.import_quest import Source
-from cso_jax.quest_parameters import QuestError, convert, parameters
-from cso_jax.stages.run import open_run
+from cso_jax.policies.quest import policy
+from cso_jax.policies.quest.published import QuestError, convert, parameters
+from cso_jax.run import open_run
 
 TASKS = ("up", "down", "left")
 CONFIG = "from cso_jax import defaults\n\ndef get_config():\n    config = defaults.libero()\n    return config\n"
@@ -316,7 +317,7 @@ def fake_checkpoint(tmp_path_factory):
     state = reference.state_dict(FAKE)
     reference.write_pth(folder / "policy.pth", full_file(FAKE, state))
     (folder / "fake.py").write_text(FAKE_CONFIG)
-    language.save(folder / "vectors.npz", TASKS, vectors(FAKE))
+    embeddings.save(folder / "vectors.npz", TASKS, vectors(FAKE))
     return folder, state
 
 
@@ -404,7 +405,7 @@ def test_nothing_is_left_of_an_import_that_fails(fake_checkpoint, tmp_path, caps
     def full(*_):
         raise OSError(28, "No space left on device", "here")
 
-    monkeypatch.setattr(language, "save", full)
+    monkeypatch.setattr(embeddings, "save", full)
     assert run_import(folder, tmp_path / "out") == 1
     assert "here: No space left on device" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
@@ -429,7 +430,7 @@ def test_bad_arguments(fake_checkpoint, tmp_path, capsys, more, message):
 
 def test_vectors_of_another_size(fake_checkpoint, tmp_path, capsys):
     folder, _ = fake_checkpoint
-    language.save(tmp_path / "other.npz", TASKS, np.zeros((3, 384), np.float32))
+    embeddings.save(tmp_path / "other.npz", TASKS, np.zeros((3, 384), np.float32))
     arguments = [str(folder / "policy.pth"), str(tmp_path / "out"), f"--config={folder / 'fake.py'}"]
     assert import_quest.main([*arguments, f"--task-embeddings={tmp_path / 'other.npz'}"]) == 1
     assert "numbers per task embedding: 12 in the checkpoint, 384 here" in capsys.readouterr().err
@@ -442,7 +443,7 @@ def test_vectors_of_another_size(fake_checkpoint, tmp_path, capsys):
 def test_unusable_vectors(fake_checkpoint, tmp_path, capsys, tasks, message):
     folder, _ = fake_checkpoint
     if tasks:
-        language.save(tmp_path / "other.npz", tasks, vectors(FAKE))
+        embeddings.save(tmp_path / "other.npz", tasks, vectors(FAKE))
     arguments = [str(folder / "policy.pth"), str(tmp_path / "out"), f"--config={folder / 'fake.py'}"]
     assert import_quest.main([*arguments, f"--task-embeddings={tmp_path / 'other.npz'}"]) == 1
     assert message in capsys.readouterr().err

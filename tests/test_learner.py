@@ -9,8 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from cso_jax import defaults, learner, policy
+from cso_jax import defaults, learner
 from cso_jax.envs.protocol import EnvSpec
+from cso_jax.policies.quest import policy
 
 SPEC = EnvSpec(lowdim={"state": 5}, images={}, action_dim=3)
 PIXELS = EnvSpec(lowdim={"hand": 2}, images={"corner2": (16, 16, 3)}, action_dim=3)

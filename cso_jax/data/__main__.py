@@ -15,7 +15,8 @@ from pathlib import Path
 
 from cso_jax import config as configs
 from cso_jax import envs, telemetry
-from cso_jax.data import hub, inventory, language, official
+from cso_jax.data.language import embeddings
+from cso_jax.data.libero import hub, inventory, official
 from cso_jax.data.store import StoreError
 from cso_jax.files import expanded
 
@@ -44,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if unknown:
             raise configs.ConfigError(f"{given[0]} has no option --{unknown[0]}; see python -m cso_jax.data --help")
         return command(places, options)
-    except (configs.ConfigError, StoreError, language.LanguageError) as error:
+    except (configs.ConfigError, StoreError, embeddings.LanguageError) as error:
         return fail(error)
     except KeyboardInterrupt:
         telemetry.log("interrupted; what was fetched is kept, run the same command to go on")
@@ -126,8 +127,8 @@ def embed(places: list[str], options: dict[str, str]) -> int:
         sentences = [envs.sentence(settings, task) for task in tasks]
     except (ValueError, ImportError, FileNotFoundError) as error:
         raise configs.ConfigError(str(error)) from None
-    vectors = language.embed(sentences, options["model"], weights=options.get("weights"))
-    language.save(output, tasks, vectors, sentences)
+    vectors = embeddings.embed(sentences, options["model"], weights=options.get("weights"))
+    embeddings.save(output, tasks, vectors, sentences)
     telemetry.show(f"{len(tasks)} tasks, {vectors.shape[1]} numbers each: {output}")
     return 0
 

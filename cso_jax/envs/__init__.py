@@ -12,9 +12,9 @@ from typing import Any
 from cso_jax.envs.protocol import Environment, EnvSpec
 
 _BENCHMARKS = {
-    "metaworld": "cso_jax.envs.metaworld",
-    "libero": "cso_jax.envs.libero",
-    "fake": "cso_jax.rollout.fake",
+    "metaworld": "cso_jax.envs.metaworld.benchmark",
+    "libero": "cso_jax.envs.libero.benchmark",
+    "fake": "cso_jax.envs.fake",
 }
 
 

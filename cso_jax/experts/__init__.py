@@ -9,8 +9,8 @@ from cso_jax.experts.protocol import Demonstration
 
 _EXPERTS = {
     "metaworld": "cso_jax.experts.metaworld",
-    "libero": "cso_jax.experts.libero",
-    "fake": "cso_jax.rollout.fake",
+    "libero": "cso_jax.experts.libero.expert",
+    "fake": "cso_jax.envs.fake",
 }
 
 

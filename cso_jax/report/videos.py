@@ -13,7 +13,7 @@ from cso_jax.envs.protocol import EvalInit
 from cso_jax.evaluation import make_evaluation_act, rollout
 from cso_jax.files import atomic_write_bytes, read_jsonl
 from cso_jax.rollout.episodes import EpisodeRequest, RolloutError
-from cso_jax.stages.run import Run
+from cso_jax.run import Run
 
 _FRAME_MS = 80
 

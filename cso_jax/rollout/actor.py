@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from cso_jax import policy, telemetry
+from cso_jax import telemetry
+from cso_jax.policies.quest import policy
 from cso_jax.rollout.episodes import ActFn
 
 _decide = jax.jit(policy.decide, static_argnames=("networks", "temperature", "top_k", "execution_horizon"))

@@ -5,12 +5,13 @@ import json
 import jax
 import numpy as np
 
-from cso_jax import fsq, learner, policy
+from cso_jax import fsq, learner
 from cso_jax.data.dataset import BatchOrder, ChunkWindows
 from cso_jax.files import atomic_write_text
+from cso_jax.policies.quest import policy
+from cso_jax.run import Run
 from cso_jax.stages import demos
 from cso_jax.stages.fitting import fit, optimiser_of
-from cso_jax.stages.run import Run
 
 STAGE = "codebook"
 

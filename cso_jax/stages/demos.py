@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 
 from cso_jax import envs, experts, telemetry
-from cso_jax.data import official, store
+from cso_jax.data import store
+from cso_jax.data.libero import official
 from cso_jax.experts.protocol import Demonstration
 from cso_jax.rollout.episodes import Interrupted
 from cso_jax.rollout.jobs import Job, JobError, JobProcesses, ProcessDied
-from cso_jax.stages.run import Run, RunError, Stopped, usable_cpus
+from cso_jax.run import Run, RunError, Stopped, usable_cpus
 
 STAGE = "demos"
 

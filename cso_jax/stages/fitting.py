@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from cso_jax import learner, telemetry
 from cso_jax.data.dataset import prefetched
 from cso_jax.learner import LearnerState, Update
-from cso_jax.stages.run import Run, RunError, Stopped
+from cso_jax.run import Run, RunError, Stopped
 
 
 def optimiser_of(settings: ConfigDict, steps: int) -> Any:

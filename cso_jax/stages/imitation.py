@@ -6,13 +6,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from cso_jax import learner, policy
+from cso_jax import learner
 from cso_jax.data.dataset import BatchOrder, ChunkWindows, Rows, StoredImages
 from cso_jax.data.store import StoredEpisode
+from cso_jax.policies.quest import policy
+from cso_jax.run import Run, RunError
 from cso_jax.stages import demos
 from cso_jax.stages.codebook import tokenise_all
 from cso_jax.stages.fitting import fit, optimiser_of
-from cso_jax.stages.run import Run, RunError
 
 STAGE = "imitation"
 _VALIDATION_ROWS = 2048

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from cso_jax import config as configs
 from cso_jax import telemetry
 from cso_jax.checkpoints import Checkpoints
-from cso_jax.data import official
+from cso_jax.data.libero import official
 from cso_jax.envs import task_names
 from cso_jax.files import append_jsonl, atomic_write_text, read_jsonl, rewrite_jsonl
 from cso_jax.results import ROWS, write_results

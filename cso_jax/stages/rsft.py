@@ -1,8 +1,8 @@
 """Stage rsft: the policy's own successes -> supervised fine-tuning of the whole policy (Algorithm 1, stage 1; Eq. 6).
 
 Collected successes are stored wave by wave under `workdir/rsft/`, each file with the position that the collection had
-reached, so a killed run goes on from its last complete wave. The encoder is frozen afterwards: `stages/spo.py` trains
-the prior only.
+reached, so a killed run goes on from its last complete wave. The encoder is frozen afterwards:
+`stages/spo/stage.py` trains the prior only.
 """
 
 import dataclasses
@@ -20,9 +20,9 @@ from cso_jax.files import atomic_write_text
 from cso_jax.rollout.actor import make_act
 from cso_jax.rollout.episodes import EpisodeRecord, EpisodeRequest
 from cso_jax.rollout.groups import TaskCursor, n_strikes
+from cso_jax.run import Run
 from cso_jax.stages.fitting import fit, optimiser_of
 from cso_jax.stages.imitation import demonstration_rows, summary_with_validation
-from cso_jax.stages.run import Run
 
 STAGE = "rsft"
 _COLLECT = "rsft_collect"

@@ -14,7 +14,8 @@ import jax
 import numpy as np
 
 from cso_jax import config as configs
-from cso_jax import envs, learner, policy
+from cso_jax import envs, learner
+from cso_jax.policies.quest import policy
 from cso_jax.telemetry import show
 
 ROOT = Path(__file__).parents[2]

@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from cso_jax.envs import libero, libero_files
 from cso_jax.envs.gl import configure_gl
+from cso_jax.envs.libero import benchmark as libero
+from cso_jax.envs.libero import files as libero_files
 from cso_jax.envs.protocol import EvalInit
 
 TASKS = (("libero_spatial", 0), ("libero_object", 0), ("libero_10", 0), ("libero_90", 30))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from cso_jax.envs.gl import SceneRenderer, configure_gl
-from cso_jax.envs.metaworld_simulator import Simulator, task_sets
+from cso_jax.envs.metaworld.simulator import Simulator, task_sets
 
 TASKS = (
     "reach-v3", "push-v3", "pick-place-v3", "door-open-v3", "button-press-v3", "peg-insert-side-v3", "stick-pull-v3",

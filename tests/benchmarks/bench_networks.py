@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cso_jax.networks.autoencoder import ActionAutoencoder
-from cso_jax.networks.prior import SkillPrior, log_prob_of
+from cso_jax.policies.quest.autoencoder import ActionAutoencoder
+from cso_jax.policies.quest.prior import SkillPrior, log_prob_of
 
 
 def report(name: str, function: Callable, *arguments, repeats: int = 7) -> None:

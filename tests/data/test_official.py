@@ -6,11 +6,12 @@ import types
 import h5py
 import numpy as np
 import pytest
-from official_support import SPEC, TASK, changed, instruction, libero_missing, needs_libero, replace, write_official
+from support.official import SPEC, TASK, changed, instruction, libero_missing, needs_libero, replace, write_official
 
 from cso_jax.data import __main__ as command
-from cso_jax.data import hub, inventory, official, store
+from cso_jax.data import store
 from cso_jax.data.dataset import StoredImages
+from cso_jax.data.libero import hub, inventory, official
 from cso_jax.envs.protocol import EnvSpec
 
 

@@ -9,13 +9,14 @@ import types
 import h5py
 import numpy as np
 import pytest
-from official_support import SPEC, TASK, changed, instruction, needs_libero, write_official
+from support.official import SPEC, TASK, changed, instruction, needs_libero, write_official
 
 from cso_jax.data import __main__ as command
-from cso_jax.data import inventory, official, store
+from cso_jax.data import store
 from cso_jax.data.dataset import StoredImages
+from cso_jax.data.libero import inventory, official
+from cso_jax.run import RunError
 from cso_jax.stages import demos
-from cso_jax.stages.run import RunError
 
 
 def as_bytes(file):

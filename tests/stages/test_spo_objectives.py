@@ -15,8 +15,8 @@ import pytest
 from cso_jax import config as configs
 from cso_jax.checkpoints import Checkpoints
 from cso_jax.files import read_jsonl
-from cso_jax.stages.spo import task_mean
-from cso_jax.stages.spo_batches import pair_indices
+from cso_jax.stages.spo.material import pair_indices
+from cso_jax.stages.spo.stage import task_mean
 
 ROOT = Path(__file__).parents[2]
 CONFIG = ROOT / "tests" / "configs" / "fake.py"

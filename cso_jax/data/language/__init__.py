@@ -1,0 +1,1 @@
+"""Task sentences as vectors: MiniLM and CLIP text models without PyTorch."""

@@ -1,0 +1,1 @@
+"""LIBERO's official demonstration files: what they hold, where they come from."""

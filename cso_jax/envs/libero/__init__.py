@@ -1,0 +1,1 @@
+"""LIBERO: 130 tasks in five suites on robosuite."""

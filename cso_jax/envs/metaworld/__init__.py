@@ -1,0 +1,1 @@
+"""MetaWorld: 50 tasks of one arm on MuJoCo."""

@@ -1,0 +1,145 @@
+"""The few things an expert can do with one object: pick it up, and put it down somewhere."""
+
+import itertools
+
+import numpy as np
+
+from cso_jax.experts.libero.arm import CLOSED, FINGERTIP, FULL_OPENING, OPEN, Arm, Motion, hand_boxes, pointing_down
+from cso_jax.experts.libero.geometry import overlap, rotation_about
+from cso_jax.experts.libero.grasp import Grasp, grasps
+from cso_jax.experts.libero.place import Held, Placement, placements, region_of
+
+_TRIES = 3
+_PUT_TURNS = (0.0, np.pi / 2, -np.pi / 2)
+_PUSH_LEVEL, _PUSH_STEPS = 0.004, 120
+_PUSH_SKEWS, _PUSH_TILTS = (0.0, 0.2, -0.2, 0.45, -0.45, 0.6, -0.6), (0.0, 0.25, 0.4)
+
+
+def pick(arm: Arm, name: str, towards: np.ndarray | None = None) -> Motion:
+    """Take the object `name` into the hand and lift it a little; True if it is held."""
+    failed: list[np.ndarray] = []
+    for _ in range(_TRIES):
+        field = arm.obstacles()
+        choices = [grasp for grasp in grasps(arm, name, field, towards) if _is_new(grasp, failed)]
+        if not choices:
+            return False
+        grasp, seen = choices[0], arm.scene.object_pose(name)[0]
+        arm.grip = OPEN if grasp.opening == 0.04 else grasp.opening
+        above = grasp.position + np.array([0.0, 0.0, 0.04])
+        yield from arm.travel(above, grasp.rotation, field)
+        moved = np.linalg.norm(arm.scene.object_pose(name)[0] - seen) > 0.01
+        if moved:
+            continue
+        yield from arm.reach(grasp.position, grasp.rotation, tolerance=0.004, limit=40)
+        yield from arm.squeeze()
+        before, _ = arm.scene.object_pose(name)
+        yield from arm.reach(grasp.position + np.array([0.0, 0.0, 0.05]), grasp.rotation, tolerance=0.02, limit=20)
+        if holds(arm, name) and arm.scene.object_pose(name)[0][2] > before[2] + 0.015:
+            return True
+        failed.append(grasp.position)
+        yield from arm.release(name)
+    return False
+
+
+def holds(arm: Arm, name: str) -> bool:
+    """Whether the object is between the fingers: both touch it, or stand off each other near it."""
+    touching = arm.touching(name)
+    return touching == 2
+
+
+def put(arm: Arm, name: str, target: str) -> Motion:
+    """Carry the held object `name` to `target` (object, fixture or site) and let go of it."""
+    field = arm.obstacles(name)
+    held = Held.measure(arm, name)
+    region = region_of(arm, target)
+    # On a surface things stand side by side, in a container they may lie on each other.
+    crowded = sum(goal[0] == "on" and goal[2] == target and not arm.scene.holds(*goal) for goal in arm.scene.goal) > 1
+    up = np.array([0.0, 0.0, 1.0])
+    facings = [arm.leaning(rotation_about(up, turn) @ arm.hand()[1], region.middle) for turn in _PUT_TURNS]
+    placement = placements(arm, held, region, field, facings, crowded=crowded)[0]
+    facing = placement.rotation
+    yield from arm.travel(_above(placement), placement.rotation, field, held.boxes)
+    if not holds(arm, name):
+        return False
+    held = Held.measure(arm, name)
+    placement = placements(arm, held, region, field, [facing], crowded=crowded)[0]
+    yield from arm.reach(placement.position, placement.rotation, tolerance=0.006, limit=40)
+    yield from arm.release(name)
+    yield from retreat(arm)
+    return True
+
+
+def press(arm: Arm, name: str, target: str) -> Motion:
+    """Press down, with closed fingers, the side on which the object `name` leans on the border of `target`."""
+    middle = region_of(arm, target).middle
+    corners = arm.boxes(name).corners().reshape(-1, 3)
+    top = corners[np.argmax(corners[:, 2])]
+    inwards = (middle - top)[:2] / max(float(np.linalg.norm((middle - top)[:2])), 1e-6)
+    start = np.array([*(top[:2] + 0.01 * inwards), top[2] + FINGERTIP + 0.015])
+    rotation = arm.leaning(pointing_down(arm.neutral_yaw(start)), start)
+    arm.grip = CLOSED
+    yield from arm.travel(start, rotation, arm.obstacles())
+    down = start + np.array([*(0.015 * inwards), -0.07])
+    yield from arm.reach(down, rotation, tolerance=0.01, limit=25)
+    return (yield from retreat(arm))
+
+
+def retreat(arm: Arm, height: float = 0.1) -> Motion:
+    """Straight up, away from what was just let go of."""
+    here, facing = arm.hand()
+    return (yield from arm.reach(here + np.array([0.0, 0.0, height]), facing, tolerance=0.03, limit=20))
+
+
+def _above(placement: Placement) -> np.ndarray:
+    return placement.position + np.array([0.0, 0.0, 0.05])
+
+
+def _is_new(grasp: Grasp, failed: list[np.ndarray]) -> bool:
+    return all(np.linalg.norm(grasp.position - other) > 0.01 for other in failed)
+
+
+def push(arm: Arm, name: str, target: str) -> Motion:
+    """Push the flat dish `name` over the table to `target` with the open fingers behind it; True if it is there.
+
+    Two points of contact keep it from turning away, as one would not.
+    """
+    goal = region_of(arm, target).middle
+    origin, _ = arm.scene.object_pose(name)
+    low, high = arm.boxes(name).bounds()
+    radius = float((high - low)[:2].max()) / 2
+    way = (goal - origin)[:2] / max(float(np.linalg.norm((goal - origin)[:2])), 1e-6)
+    level = float(low[2]) + FINGERTIP + _PUSH_LEVEL
+    ahead, rotation = _push_heading(arm, name, way, radius, level)
+    arm.grip = OPEN
+    start = np.array([*(origin[:2] - (radius + 0.003) * ahead), level])
+    yield from arm.travel(start, rotation, arm.obstacles(name))
+    for _ in range(_PUSH_STEPS):
+        centre, _ = arm.scene.object_pose(name)
+        left = float((goal - centre)[:2] @ way)
+        if left < 0.005:
+            break
+        aside = (goal - centre)[:2] - left * way
+        spot = centre[:2] - 0.05 * ahead + min(0.05, left + 0.015) * way + aside
+        yield arm.act(np.array([*spot, level]), rotation)
+    here, facing = arm.hand()
+    yield from arm.reach(np.array([*(here[:2] - 0.03 * ahead), here[2] + 0.03]), facing, tolerance=0.02, limit=10)
+    yield from retreat(arm)
+    return bool(np.linalg.norm((goal - arm.scene.object_pose(name)[0])[:2]) < 0.03)
+
+
+def _push_heading(arm: Arm, name: str, way: np.ndarray, radius: float, level: float) -> tuple[np.ndarray, np.ndarray]:
+    """The direction `[2]` the two fingers look in, nearest to `way` for which the hand has room, and its rotation."""
+    origin, _ = arm.scene.object_pose(name)
+    shapes = arm.surroundings(name)
+    options: list[tuple[int, int, np.ndarray, np.ndarray]] = []
+    for tilt, skew in itertools.product(_PUSH_TILTS, _PUSH_SKEWS):
+        ahead = rotation_about(np.array([0.0, 0.0, 1.0]), skew)[:2, :2] @ way
+        yaw = arm.comfortable(float(np.arctan2(ahead[1], ahead[0])) + np.pi / 2, origin)
+        back = rotation_about(np.array([-ahead[1], ahead[0], 0.0]), tilt)  # the wrist goes ahead, the fingers follow
+        rotation = back @ pointing_down(yaw)
+        start = np.array([*(origin[:2] - (radius + 0.003) * ahead), level])
+        descent = [start + np.array([0.0, 0.0, height]) for height in (0.0, 0.04, 0.08, 0.12, 0.16)]
+        blocked = sum(overlap(hand_boxes(FULL_OPENING).moved(spot, rotation), shapes, 0.005) for spot in descent)
+        options.append((blocked, len(options), ahead, rotation))
+    _, _, ahead, rotation = min(options, key=lambda option: option[:2])
+    return ahead, rotation

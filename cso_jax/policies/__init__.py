@@ -1,0 +1,1 @@
+"""Policies behind one interface, a folder or a module per kind."""

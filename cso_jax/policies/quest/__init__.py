@@ -1,0 +1,1 @@
+"""QueST: an FSQ action autoencoder and an autoregressive prior over its skills."""

@@ -1,0 +1,1 @@
+"""Stage spo: groups of rollouts and the updates that learn from them."""

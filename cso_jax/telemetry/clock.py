@@ -1,0 +1,138 @@
+"""Where the time of a run goes: every second booked under one phase."""
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from cso_jax.files import PathLike, atomic_write_text
+from cso_jax.telemetry.console import log, warn
+
+COMPILE_EVENTS = "/jax/core/compile/"  # tracing, lowering and backend compilation all start with this
+
+
+class PhaseClock:
+    """Books every second of one thread under exactly one phase; seconds outside any phase are "other".
+
+    Nested phases take their time from the enclosing one, so the phases add up to the wall-clock time since the clock
+    was made. Only the thread that made the clock is timed: what other threads do overlaps with it.
+    """
+
+    def __init__(self) -> None:
+        self._booked: dict[str, float] = {}
+        self._saved: dict[str, float] = {}
+        self._stack: list[str] = []
+        self._since = time.perf_counter()
+        self._thread = threading.get_ident()
+        self._spans: list[tuple[float, float]] = []
+        self._listener: Callable[..., None] | None = None
+        self._log_above = float("inf")
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds by phase up to now, phases that are still open included."""
+        self._flush()
+        return {name: max(0.0, value) for name, value in self._booked.items()}
+
+    def snapshot(self) -> dict[str, float]:
+        """A copy of `seconds`; the difference of two snapshots is the time between them."""
+        return self.seconds
+
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Books the time inside the `with` block under `name`, less what nested phases take."""
+        if threading.get_ident() != self._thread:
+            yield
+            return
+        self._flush()
+        self._stack.append(name)
+        try:
+            yield
+        finally:
+            self._flush()
+            self._stack.pop()
+
+    def add(self, name: str, seconds: float, *, move: bool = True) -> None:
+        """Books `seconds`, measured elsewhere, under `name`.
+
+        They are moved there from the phase that is open now; `move=False` adds them on top, for time that did not
+        pass in this thread, at the price that the phases no longer add up to the wall-clock time.
+        """
+        self._flush()
+        if move:
+            self._book(self._stack[-1] if self._stack else "other", -seconds)
+        self._book(name, seconds)
+
+    def watch_compilation(self, log_above: float = float("inf")) -> None:
+        """Moves the time JAX spends tracing, lowering and compiling to the phase "compile" from now on.
+
+        Backend compilations of `log_above` seconds or more are logged with the name of the program.
+        """
+        import jax.monitoring
+
+        self._log_above = log_above
+        if self._listener is None:
+            self._listener = self._on_duration
+            jax.monitoring.register_event_duration_secs_listener(self._listener)
+
+    def unwatch_compilation(self) -> None:
+        """Ends `watch_compilation`."""
+        import jax.monitoring
+
+        if self._listener is not None:
+            jax.monitoring.unregister_event_duration_listener(self._listener)
+            self._listener = None
+
+    def save(self, path: PathLike, stage: str) -> None:
+        """Adds what was booked since the last save to `stage` in the JSON file at `path`, atomically.
+
+        The file holds {stage: {phase: seconds}} and so sums over stages, saves and resumed runs.
+        """
+        now = self.snapshot()
+        timing = self.load(path)
+        phases = timing.setdefault(stage, {})
+        for name, value in now.items():
+            passed = value - self._saved.get(name, 0.0)
+            if passed > 0:  # phases of earlier stages stay in the clock, but take no more time
+                phases[name] = round(phases.get(name, 0.0) + passed, 4)
+        atomic_write_text(path, json.dumps(timing, indent=1) + "\n")
+        self._saved = now
+
+    @staticmethod
+    def load(path: PathLike) -> dict[str, dict[str, float]]:
+        """Returns {stage: {phase: seconds}} from `path`; {} where the file is missing or unreadable."""
+        try:
+            timing = json.loads(Path(path).read_text("utf-8"))
+        except FileNotFoundError:
+            return {}
+        except ValueError:
+            warn(f"{path} is not JSON; the time of earlier runs is lost from the account")
+            return {}
+        return timing if isinstance(timing, dict) else {}
+
+    def _flush(self) -> None:
+        if threading.get_ident() != self._thread:
+            return
+        now = time.perf_counter()
+        self._book(self._stack[-1] if self._stack else "other", now - self._since)
+        self._since = now
+
+    def _book(self, name: str, seconds: float) -> None:
+        self._booked[name] = self._booked.get(name, 0.0) + seconds
+
+    def _on_duration(self, event: str, duration_secs: float, **details: Any) -> None:
+        if not event.startswith(COMPILE_EVENTS) or threading.get_ident() != self._thread:
+            return
+        # Programs traced inside another one end first; the outer event repeats their time, which is booked once only.
+        start = time.perf_counter() - duration_secs
+        inner = 0.0
+        while self._spans and self._spans[-1][0] >= start:
+            inner += self._spans.pop()[1]
+        self._spans.append((start, duration_secs))
+        del self._spans[:-4096]  # a large program traces thousands of smaller ones
+        self.add("compile", max(0.0, duration_secs - inner))
+        if "backend_compile" in event and duration_secs >= self._log_above:
+            log(f"compiled {details.get('fun_name', 'a program')} in {duration_secs:.1f} s")

@@ -1,0 +1,1 @@
+"""What all experiments share: runs and their workdirs, variants, results, tables, plots."""

@@ -1,0 +1,106 @@
+"""Every script: its variants differ from each other and from the suite in the documented keys, and in nothing else."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+from harness import variants
+from harness.options import Options
+from harness.plans import make_plans
+
+from cso_jax import config as configs
+
+ROOT = Path(__file__).parents[2]
+SUITES = {"fake": ROOT / "tests/configs/fake.py", "quickstart": ROOT / "configs/quickstart.py"}
+SCRIPTS = (
+    "granularity", "length_asymmetry", "components", "sample_efficiency", "iterative", "collection_cost",
+    "skill_length", "clipping", "critic", "baselines_rl", "learning_rates", "rsft_collection",
+)  # fmt: skip
+
+
+def plans(script, tmp_path, suite="fake", scale="small"):
+    experiment = importlib.import_module(script).EXPERIMENT
+    options = Options(SUITES[suite], (1,), scale, tmp_path, 1)
+    return make_plans(experiment.variants, options, log_ratios=experiment.log_ratios)
+
+
+@pytest.mark.parametrize("suite", SUITES)
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_variants_change_what_they_document(script, suite, tmp_path):
+    bases, cells, chosen = plans(script, tmp_path, suite)
+    assert len(cells) == len(chosen) and len({variant.name for variant in chosen}) == len(chosen)
+    experiment = importlib.import_module(script).EXPERIMENT
+    assert experiment.reference in {variant.name for variant in chosen}
+    suite_config = json.loads(configs.to_json(configs.load(SUITES[suite], [("seed", "1")])))
+    for one in cells:
+        changed = set(configs.differences(suite_config, one.config))
+        switches = {"spo.enabled"} if one.variant.stage != "spo" else set()
+        assert changed <= set(one.variant.changes) | switches, one.variant.name
+        for key, value in one.variant.changes.items():
+            assert configs.flatten(one.config)[key] == value
+        if one.variant.stage != "spo" and not one.variant.changes:
+            assert one.workdir == bases[0].workdir
+        assert set(one.variant.paper) <= set(experiment.paper_columns)
+
+
+def test_granularities_are_the_papers():
+    def summary(changes):
+        return tuple(changes[f"spo.{name}"] for name in ("unit", "clip_low", "clip_high", "length_normalise"))
+
+    assert summary(variants.SPO) == ("skill", 0.93, 1.15, False)
+    assert summary(variants.GRPO) == ("token", 0.8, 1.28, False)
+    assert summary(variants.GSPO) == ("trajectory", 0.997, 1.004, False)
+    assert summary(variants.GSPO_NORMALISED) == ("trajectory", 1 - 3e-4, 1 + 4e-4, True)
+    shared = {"spo.average": "episode_sum", "spo.baseline": "mean", "spo.normalise_std": False}
+    for changes in (variants.SPO, variants.GRPO, variants.GSPO, variants.GSPO_NORMALISED):
+        assert shared.items() <= changes.items()
+
+
+def test_methods_differ_from_spo_in_these_keys_alone():
+    ratio = {"spo.unit", "spo.clip_low", "spo.clip_high"}
+    expected = {
+        "GRPO": ratio,
+        "GSPO": ratio,
+        "GSPO_NORMALISED": ratio | {"spo.length_normalise"},
+        "PPO": {"spo.critic"},
+        "RIPT": ratio | {"rsft.enabled", "spo.average", "spo.baseline"},
+        "GRAPE": {"rsft.enabled", "spo.objective"},
+        "REINFORCE": {"rsft.enabled", "spo.objective", "spo.baseline"},
+        "SPO_ONLY": {"rsft.enabled"},
+        "NOT_FROZEN": {"spo.freeze_encoder"},
+    }
+    for name, keys in expected.items():
+        changes = getattr(variants, name)
+        assert changes.keys() == variants.SPO.keys(), name
+        assert {key for key, value in changes.items() if value != variants.SPO[key]} == keys, name
+
+
+def test_one_config_is_one_run_whatever_its_name(tmp_path):
+    _, first, _ = plans("granularity", tmp_path)
+    _, second, _ = plans("clipping", tmp_path)
+    by_name = {one.variant.name: one.workdir for one in [*second, *first]}
+    assert by_name["skill-0.93-1.15"] == by_name["spo"]
+    assert by_name["token-0.8-1.28"] == by_name["grpo"]
+    assert by_name["trajectory-0.997-1.004"] == by_name["gspo"]
+    assert len({one.workdir for one in second}) == 10
+
+
+def test_a_loop_shares_its_budget(tmp_path):
+    _, cells, _ = plans("iterative", tmp_path)
+    loop = cells[1]
+    rounds = [dict(changes) for changes in loop.round_overrides]
+    assert len(rounds) == 3 and loop.workdir != cells[0].workdir
+    assert [changes["spo.iterations"] for changes in rounds] == ["1", "1", "1"]
+    assert [changes["rsft.successes_per_task"] for changes in rounds] == ["2", "2", "2"]
+    assert [changes["seed"] for changes in rounds] == ["1", "21", "41"]
+    assert loop.result == (loop.workdir / "last", "imitation")
+
+
+def test_paper_scale_raises_what_is_smaller(tmp_path):
+    _, cells, _ = plans("critic", tmp_path, "quickstart", "paper")
+    for one in cells:
+        assert (one.config.spo.iterations, one.config.spo.groups, one.config.spo.group_size) == (30, 150, 8)
+        assert one.config.evaluation.episodes_per_task == 50
+        assert one.config.rsft.max_rollouts_per_task >= 5 * one.config.rsft.successes_per_task == 1000
+        assert one.config.spo.learning_rate == 1e-4  # the suite's

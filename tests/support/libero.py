@@ -1,0 +1,70 @@
+"""What tests of LIBERO share: its assets, one task of each kind, robosuite's own environment to compare with."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cso_jax.envs.libero import files as libero_files
+
+BOWL = "pick_up_the_black_bowl_between_the_plate_and_the_ramekin_and_place_it_on_the_plate"
+MILK = "pick_up_the_milk_and_place_it_in_the_basket"
+STOVE = "KITCHEN_SCENE3_turn_on_the_stove_and_put_the_moka_pot_on_it"
+DRAWER = "KITCHEN_SCENE5_put_the_black_bowl_in_the_top_drawer_of_the_cabinet"
+KNOB = "KITCHEN_SCENE3_turn_on_the_stove"
+
+
+def assets() -> Path:
+    """The folder of LIBERO's assets. Skips the test where LIBERO or its assets are not there."""
+    for package in ("libero", "robosuite", "bddl"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
+    beside = Path(__file__).parents[3] / "shared" / "libero" / "assets"
+    given = os.environ.get("LIBERO_ASSETS") or (str(beside) if beside.is_dir() else "")
+    try:
+        return libero_files.assets_folder(given)
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+
+
+def settings(**options) -> dict:
+    """State observations, and `options` for `config.env.libero`."""
+    return {"name": "libero", "obs": "state", "libero": {"assets": str(assets()), **options}}
+
+
+def stock_environment(task: str):
+    """robosuite's own environment of a task, without cameras, compiled anew at every reset."""
+    from cso_jax.envs.libero.package import problem_classes
+
+    classes = problem_classes(assets())
+    from libero.libero.envs.bddl_utils import get_problem_info
+    from robosuite.controllers import load_controller_config
+
+    path = str(libero_files.bddl_file(task))
+    return classes[get_problem_info(path)["problem_name"]](
+        path,
+        robots=["Panda"],
+        controller_configs=load_controller_config(default_controller="OSC_POSE"),
+        initialization_noise=None,
+        use_camera_obs=False,
+        has_renderer=False,
+        has_offscreen_renderer=False,
+        ignore_done=True,
+    )
+
+
+def actions(kind: str, count: int, seed: int = 0) -> np.ndarray:
+    """Actions `[count, 7]`: "random", "press" (down onto the table, closing) or "smooth" (long moves, gripping)."""
+    generator = np.random.default_rng(seed)
+    if kind == "random":
+        return generator.uniform(-1, 1, (count, 7))
+    if kind == "press":
+        made = generator.normal(0, 0.1, (count, 7))
+        made[:, 2] -= 0.6
+        made[:, 6] = np.where(np.arange(count) > count // 2, 1.0, -1.0)
+        return made
+    made = np.repeat(generator.uniform(-1, 1, (count // 10 + 1, 7)), 10, axis=0)[:count]
+    made[:, 6] = np.where(np.arange(count) // 15 % 2, 1.0, -1.0)
+    return made
