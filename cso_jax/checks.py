@@ -9,23 +9,23 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from cso_jax import defaults
+from cso_jax import defaults, envs
 
 
 def structure_problems(config: ConfigDict) -> list[str]:
     """Keys that the defaults of the config's benchmark have and it lacks, and values of another type."""
     found = flatten(config)
-    metaworld, libero = flatten(defaults.metaworld()), flatten(defaults.libero())
-    common = {key: value for key, value in metaworld.items() if key in libero}
-    name = found.get("env.name")
-    wanted = {"metaworld": metaworld, "libero": libero}.get(str(name), common)
+    every = {name: flatten(defaults.benchmark(name)) for name in envs.BENCHMARKS}
+    common = set.intersection(*(set(values) for values in every.values()))
+    name = str(found.get("env.name"))
+    first = next(iter(every.values()))
+    wanted = every.get(name, {key: value for key, value in first.items() if key in common})
     missing = [key for key in wanted if key not in found]
     if missing and all(key in common for key in missing):
         return [f"the config lacks {_some(missing)}: start from cso_jax.defaults.metaworld() or libero()"]
     if missing:
-        made_for = "quickstart.py" if name == "metaworld" else "libero_object_state.py"
         return [f"config.env.name is {name}, but the config was not made for it: it lacks {_some(missing)}; start from "
-                f"one that was, such as configs/{made_for}"]  # fmt: skip
+                f"one that was, such as {envs.benchmark(name).EXAMPLE}"]  # fmt: skip
     return [f"config.{key} must be {kind_name(type(value).__name__)}, like {value!r}; got {found[key]!r}"
             for key, value in wanted.items() if not _same_kind(found[key], value)]  # fmt: skip
 

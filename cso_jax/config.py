@@ -17,7 +17,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from cso_jax import checks, defaults, objectives
+from cso_jax import checks, defaults, envs, experts, objectives, rules
 from cso_jax.checks import flatten
 from cso_jax.data.libero import official
 from cso_jax.files import expanded
@@ -25,9 +25,9 @@ from cso_jax.precision import PRECISIONS
 from cso_jax.rollout import groups
 
 SCALES = ("full", "smoke")
-ENVIRONMENTS = ("metaworld", "libero", "fake")
 
 # These change how fast a run goes or what it shows, never what it computes: a run may be continued with other values.
+# Those of the section env are the benchmark's NEUTRAL.
 # `rollout.slots` is not among them: it is the batch of the policy call, and rounding may depend on the batch.
 _NEUTRAL = (
     "rollout.workers",
@@ -39,12 +39,7 @@ _NEUTRAL = (
     "demos.processes",
     "demos.folder",
     "demos.max_attempts_per_demo",
-    "env.instance_cap",
-    "env.libero.assets",
-    "env.libero.datasets",
-    "env.libero.scenes",
     "encoder.task_embedding_file",
-    "env.video",
     "evaluation.wave",
 )
 
@@ -78,7 +73,7 @@ def load(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> ConfigD
     config.scale = given.pop("scale", config.scale)
     if config.scale not in SCALES:
         raise ConfigError(f"config.scale must be one of {', '.join(SCALES)}; got {config.scale!r}")
-    if config.scale == "smoke" and config.env.name in ENVIRONMENTS:
+    if config.scale == "smoke" and config.env.name in envs.BENCHMARKS:
         try:
             defaults.smoke(config)
         except (ValueError, ImportError) as error:
@@ -172,21 +167,14 @@ def validate(config: ConfigDict) -> list[str]:
             problems.append(message)
 
     def one_of(key: str, allowed: Sequence[str]) -> None:
-        value = flatten(config)[key]
-        near = difflib.get_close_matches(str(value), allowed, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        need(value in allowed, f"config.{key} must be one of {', '.join(allowed)}; got {value!r}{hint}")
+        problems.extend(rules.one_of(key, flatten(config)[key], allowed))
 
-    one_of("env.name", ENVIRONMENTS)
-    one_of("env.obs", ("pixels", "state"))
+    one_of("env.name", tuple(envs.BENCHMARKS))
+    if config.env.name in envs.BENCHMARKS:
+        problems += envs.problems(config.env.to_dict())
     one_of("data", ("scripted", "official"))
     one_of("precision", PRECISIONS)
     one_of("encoder.task_embedding", ("id", "minilm", "clip", "file"))
-    if config.env.name == "libero":
-        one_of("env.libero.protocol", ("settle", "quest_compat", "openpi"))
-        one_of("env.libero.render", ("official", "fast"))
-        one_of("env.libero.proprio", ("joints", "joints_ee"))
-        one_of("env.libero.train_states", ("placements", "demonstrations"))
     one_of("demos.label", ("executed", "expert"))
     one_of("demos.actions", official.ACTION_RULES)
     one_of("encoder.norm", ("batch", "group"))
@@ -201,13 +189,13 @@ def validate(config: ConfigDict) -> list[str]:
             need(not value < 0, f"config.{key} must not be negative; got {value}")
     for key in (
         "codebook.batch_size", "imitation.batch_size", "rsft.batch_size", "codebook.steps", "imitation.steps",
-        "rollout.slots", "demos.per_task", "execution_horizon", "env.horizon", "evaluation.episodes_per_task",
+        "rollout.slots", "demos.per_task", "execution_horizon", "evaluation.episodes_per_task",
         "evaluation.wave", "rsft.wave", "spo.groups", "spo.wave_groups", "codebook.log_every",
         "imitation.log_every", "rsft.log_every", "spo.epochs", "spo.checkpoint_every", "codebook.checkpoint_every",
         "imitation.checkpoint_every", "rsft.checkpoint_every", "rsft.strikes", "rsft.successes_per_task",
-        "spo.iterations", "rollout.max_attempts", "prior.heads", "autoencoder.heads", "env.image_size",
+        "spo.iterations", "rollout.max_attempts", "prior.heads", "autoencoder.heads",
         "demos.max_attempts_per_demo", "autoencoder.chunk_length", "autoencoder.width", "prior.width",
-        "encoder.image_width", "encoder.lowdim_width", "env.video_size", "env.video_every",
+        "encoder.image_width", "encoder.lowdim_width",
     ):  # fmt: skip
         need(flatten(config)[key] > 0, f"config.{key} must be at least 1; got {flatten(config)[key]}")
     for key in ("rollout.step_timeout_s", "rollout.start_timeout_s", "codebook.clip_norm", "imitation.clip_norm",
@@ -253,11 +241,10 @@ def validate(config: ConfigDict) -> list[str]:
          f"config.rsft.strikes = {config.rsft.strikes} rollouts")  # fmt: skip
     need(config.autoencoder.width % 8 == 0, "config.autoencoder.width must be a multiple of 8 (GroupNorm's groups)")
     need(0.0 <= config.imitation.validation_fraction < 1.0, "config.imitation.validation_fraction must be in [0, 1)")
-    need(config.env.name != "metaworld" or config.env.horizon <= 500,
-         f"config.env.horizon is {config.env.horizon}, but MetaWorld ends every episode at 500 steps")  # fmt: skip
     need(len(config.env.tasks) > 0, "config.env.tasks is empty")
-    need(config.env.obs != "pixels" or len(config.env.cameras) > 0,
-         "config.env.cameras is empty, but config.env.obs is pixels")  # fmt: skip
+    need(config.data != "scripted" or config.env.name in experts.EXPERTS or config.env.name not in envs.BENCHMARKS,
+         f"config.data=scripted needs scripted experts; there are some for {', '.join(experts.EXPERTS)}, not for "
+         f"{config.env.name}")  # fmt: skip
     need(config.data != "official" or config.env.name == "libero", "config.data=official is for LIBERO's files only")
     need(config.data != "official" or config.demos.folder != "",
          "config.data=official reads HDF5 files: --config.demos.folder=FOLDER says where they are")  # fmt: skip
@@ -318,7 +305,14 @@ def from_json(text: str) -> ConfigDict:
 
 def relevant(config: ConfigDict) -> dict[str, Any]:
     """As `flatten`, without the keys that change no result."""
-    return {k: v for k, v in flatten(config).items() if not k.startswith(_NEUTRAL) and k != "name"}
+    neutral = _neutral(config.env.name)
+    return {k: v for k, v in flatten(config).items() if not k.startswith(neutral) and k != "name"}
+
+
+def _neutral(*benchmarks: Any) -> tuple[str, ...]:
+    """Beginnings of keys that change no result in any of `benchmarks`; a stored one may no longer be there."""
+    known = [name for name in benchmarks if name in envs.BENCHMARKS]
+    return (*_NEUTRAL, *(f"env.{key}" for name in known for key in envs.benchmark(name).NEUTRAL))
 
 
 def fingerprint(config: ConfigDict) -> str:
@@ -330,7 +324,8 @@ def differences(stored: dict, config: ConfigDict) -> dict[str, str]:
     """What differs between a stored config and this one, as far as results depend on it: `{key: both values}`."""
     old = flatten(ConfigDict(stored))
     new = flatten(ConfigDict(json.loads(to_json(config))))
-    keys = [k for k in sorted(old.keys() | new.keys()) if not k.startswith(_NEUTRAL) and k != "name"]
+    neutral = _neutral(old.get("env.name"), new["env.name"])
+    keys = [k for k in sorted(old.keys() | new.keys()) if not k.startswith(neutral) and k != "name"]
     missing = object()
 
     def show(value: Any) -> str:

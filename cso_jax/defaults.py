@@ -1,7 +1,9 @@
 """The values of a configuration: the paper's defaults for each benchmark, and how a smoke run shrinks them.
 
-A config file starts from `metaworld()` or `libero()` and changes what its experiment changes. docs/paper_choices.md
-lists every value for which the paper is silent, contradicts itself or is not followed, with the reason.
+A config file starts from `metaworld()`, `libero()` or `benchmark(name)` and changes what its experiment changes. What
+is a benchmark's own, its section `env` above all, stands in its module (`cso_jax.envs.protocol.Benchmark`).
+docs/paper_choices.md lists every value for which the paper is silent, contradicts itself or is not followed, with the
+reason.
 """
 
 from typing import Any
@@ -13,24 +15,37 @@ from cso_jax import envs
 
 def metaworld() -> ConfigDict:
     """The paper's values (section 5 and Appendix E) for MetaWorld ML45 from pixels, locked."""
+    return benchmark("metaworld")
+
+
+def libero() -> ConfigDict:
+    """The paper's values (section 5, Appendix E) for a LIBERO suite from pixels, locked; QueST's where it has none."""
+    return benchmark("libero")
+
+
+def benchmark(name: str) -> ConfigDict:
+    """The defaults for a benchmark of `envs.BENCHMARKS`, locked.
+
+    Raises KeyError for a name that is not there, and for a benchmark that changes a key that there is not.
+    """
+    config = _common()
+    changes = envs.benchmark(name).default_config()
+    config.env = ConfigDict(changes["env"])
+    config.lock()
+    for section, values in changes.items():
+        for key, value in values.items():
+            if section != "env":
+                config[section][key] = value
+    return config
+
+
+def _common() -> ConfigDict:
     config = ConfigDict()
     config.name = ""
     config.seed = 0
     config.scale = "full"
     config.precision = "default"  # of products in supervised training; "highest": float32 on any hardware
     config.data = "scripted"  # demonstrations: of scripted experts, or "official": files under demos.folder
-
-    config.env = ConfigDict()
-    config.env.name = "metaworld"
-    config.env.tasks = ("ML45-train",)  # task names, or a set: ML45-train, ML45-test, MT50
-    config.env.obs = "pixels"  # or "state": no camera, no GL library
-    config.env.cameras = ("corner2",)
-    config.env.image_size = 128
-    config.env.horizon = 500  # simulator steps
-    config.env.render = ConfigDict({"shadows": False, "reflections": False, "msaa": 0})
-    config.env.instance_cap = 96  # idle simulators kept per worker
-    config.env.video_size = 160
-    config.env.video_every = 4  # simulator steps between frames
 
     config.execution_horizon = 8  # of the 32 actions of a chunk
 
@@ -140,34 +155,6 @@ def metaworld() -> ConfigDict:
 
     config.report = ConfigDict()
     config.report.videos = 3  # tasks shown, one success and one failure each; 0 for none
-    return config.lock()
-
-
-def libero() -> ConfigDict:
-    """The paper's values (section 5, Appendix E) for a LIBERO suite from pixels, locked; QueST's where it has none."""
-    config = metaworld()
-    with config.unlocked():
-        env = config.env
-        env.name = "libero"
-        env.tasks = (
-            "libero_10",
-        )  # task names, or suites: libero_{spatial,object,goal,long,90}; long is also called 10
-        env.cameras = ("agentview", "robot0_eye_in_hand")
-        env.horizon = 600
-        del env.render, env.instance_cap
-        env.libero = ConfigDict()
-        env.libero.assets = ""  # folder of meshes and textures; empty: LIBERO_ASSETS, the package, its download
-        env.libero.protocol = "settle"  # or "quest_compat", "openpi": what happens around the first observation
-        env.libero.render = "official"  # or "fast": no multisampling, no reflections
-        env.libero.decimate = 0  # triangles that "fast" leaves per visual mesh; 0: all
-        env.libero.proprio = "joints"  # or "joints_ee": the position of the hand too, as QueST
-        env.libero.train_states = "placements"  # or "demonstrations": their initial states, from env.libero.datasets
-        env.libero.datasets = ""
-        env.libero.joint_noise = 0.0  # rad, of the arm in train placements; the benchmark's states have about 0.02
-        env.libero.scenes = 12  # compiled scenes kept per worker
-        config.demos.per_task = 50
-        config.rollout.slots = 5
-        config.rollout.start_timeout_s = 300.0
     return config
 
 
@@ -189,7 +176,6 @@ def _optimisation(*, steps: int, batch_size: int, learning_rate: float, final_le
 
 
 _SMOKE: dict[str, Any] = {
-    "env.image_size": 32,
     "rollout.slots": 8,
     "demos.per_task": 4,
     "autoencoder.width": 32,
@@ -216,26 +202,6 @@ _SMOKE: dict[str, Any] = {
     "evaluation.episodes_per_task": 2,
     "report.videos": 1,
 }
-# An episode must leave the scripted expert time enough: MetaWorld's longest here needs about 100 steps. LIBERO's are
-# longer and its steps dearer, so there are fewer of them.
-_SMOKE_OF: dict[str, dict[str, Any]] = {
-    "metaworld": {"env.horizon": 150},
-    "libero": {
-        "env.horizon": 400,
-        "rollout.slots": 4,
-        "demos.per_task": 2,
-        "rsft.strikes": 2,
-        "rsft.max_rollouts_per_task": 2,
-        "spo.iterations": 1,
-        "spo.group_size": 2,
-        "spo.groups": 1,
-        "spo.max_groups": 2,
-        "spo.wave_groups": 2,
-        "evaluation.episodes_per_task": 1,
-    },
-    "fake": {"env.horizon": 48},
-}
-_SMOKE_TASKS = {"metaworld": ("reach-v3", "button-press-topdown-v3", "drawer-close-v3")}
 
 
 def smoke(config: ConfigDict) -> None:
@@ -243,7 +209,8 @@ def smoke(config: ConfigDict) -> None:
 
     Raises ValueError for a task that does not exist.
     """
-    limits = _SMOKE | _SMOKE_OF[config.env.name]
+    own = envs.benchmark(config.env.name)
+    limits = {**_SMOKE, **own.SMOKE}
     for key, limit in limits.items():
         section, name = key.split(".")
         config[section][name] = min(config[section][name], limit)
@@ -255,4 +222,4 @@ def smoke(config: ConfigDict) -> None:
     config.demos.extra_steps = 4
     tasks = envs.task_names(config.env.to_dict())
     if len(tasks) > 3:
-        config.env.tasks = _SMOKE_TASKS.get(config.env.name, tasks[:2])
+        config.env.tasks = own.SMOKE_TASKS or tasks[:2]

@@ -134,6 +134,7 @@ def supervised(config, workdir: Path, work) -> int:
 
 def _supervised(config, workdir: Path, work, stop: threading.Event) -> int:
     from cso_jax import config as configs
+    from cso_jax import envs
     from cso_jax.checkpoints import CheckpointError
     from cso_jax.data.store import StoreError
     from cso_jax.envs import gl
@@ -148,7 +149,7 @@ def _supervised(config, workdir: Path, work, stop: threading.Event) -> int:
     try:
         with locked(workdir), library_log.libraries_to(workdir / "log.txt"):
             telemetry.log(f"workdir {workdir}")
-            if config.env.name != "fake":  # which draws with numpy
+            if envs.needs_gl(config.env.to_dict()):
                 try:
                     gl.require_gl(config.env.obs)
                 except RuntimeError as error:

@@ -62,7 +62,7 @@ class Run:
         if self._pool is None:
             rollout = self.config.rollout
             self._pool = WorkerPool(
-                envs.make_environments,
+                envs.factory(self.settings),
                 self.settings,
                 workers=rollout.workers or usable_cpus(),
                 slots=rollout.slots,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from cso_jax import checks, defaults, envs, experts
 from cso_jax import config as configs
-from cso_jax import defaults
 
 CONFIGS = sorted(Path(__file__).parents[1].joinpath("configs").glob("*.py"))
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.py"
@@ -197,6 +197,40 @@ def test_differences_ignore_what_changes_no_result():
     assert configs.fingerprint(faster) == configs.fingerprint(configs.load(QUICKSTART))
     other = configs.load(QUICKSTART, [("spo.clip_low", "0.9")])
     assert configs.differences(stored, other) == {"spo.clip_low": "config.spo.clip_low: 0.93 in the workdir, 0.9 now"}
+
+
+def test_keys_that_change_no_result_are_the_benchmarks_own():
+    config = configs.load(QUICKSTART)
+    larger = configs.load(QUICKSTART, [("env.instance_cap", "7"), ("env.video_size", "64")])
+    assert configs.differences(json.loads(configs.to_json(config)), larger) == {}
+    assert configs.fingerprint(config) == configs.fingerprint(larger)
+    stored = json.loads(configs.to_json(config))
+    stored["env"]["name"] = "a benchmark that is gone"
+    assert list(configs.differences(stored, larger)) == ["env.name"]
+
+
+@pytest.mark.parametrize("name", envs.BENCHMARKS)
+def test_the_defaults_of_a_benchmark_are_what_it_accepts(name):
+    config = defaults.benchmark(name)
+    assert config.is_locked and config.env.name == name
+    assert checks.structure_problems(config) == []
+    assert configs.validate(config) == []
+
+
+def test_a_problem_of_the_environment_is_one_of_the_config():
+    given = [("env.obs", "pixel"), ("env.horizon", "0"), ("env.video_every", "0"), ("spo.groups", "0")]
+    with pytest.raises(configs.ConfigError) as error:
+        configs.load(QUICKSTART, given)
+    said = str(error.value)
+    assert len(said.splitlines()) == 4
+    assert "config.env.obs must be one of pixels, state, got 'pixel'; did you mean pixels?" in said
+    assert "config.env.video_every must be at least 1, got 0" in said
+
+
+def test_a_benchmark_without_experts_needs_no_scripted_demonstrations(monkeypatch):
+    monkeypatch.delitem(experts.EXPERTS, "metaworld")
+    with pytest.raises(configs.ConfigError, match="scripted experts; there are some for libero, fake, not for metaw"):
+        configs.load(QUICKSTART)
 
 
 def test_arguments():

@@ -1,25 +1,27 @@
-"""The simulators, behind one protocol. A benchmark is a module that offers what is called here.
+"""The simulators, behind one protocol. A new one is a module that offers what `protocol.Benchmark` lists, and a line
+in `BENCHMARKS`: docs/how_to_add_an_environment.md.
 
 `settings` is the plain dictionary of `config.env`; it travels to worker processes, so nothing here imports JAX.
 """
 
 import difflib
 import importlib
-from collections.abc import Mapping
-from types import ModuleType
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, cast
 
-from cso_jax.envs.protocol import Environment, EnvSpec
+from cso_jax.envs.protocol import Benchmark, Environment, EnvSpec
 
-_BENCHMARKS = {
+BENCHMARKS = {
     "metaworld": "cso_jax.envs.metaworld.benchmark",
     "libero": "cso_jax.envs.libero.benchmark",
     "fake": "cso_jax.envs.fake",
 }
+"""The module of every benchmark, by its name in `config.env.name`."""
 
 
-def _module(settings: Mapping[str, Any]) -> ModuleType:
-    return importlib.import_module(_BENCHMARKS[settings["name"]])
+def benchmark(name: str) -> Benchmark:
+    """The module of a benchmark. Raises KeyError for a name that is not in `BENCHMARKS`."""
+    return cast(Benchmark, importlib.import_module(BENCHMARKS[name]))
 
 
 def task_names(settings: Mapping[str, Any]) -> tuple[str, ...]:
@@ -27,8 +29,7 @@ def task_names(settings: Mapping[str, Any]) -> tuple[str, ...]:
 
     Raises ValueError for a name that does not exist, with the nearest ones.
     """
-    module = _module(settings)
-    sets: dict[str, tuple[str, ...]] = module.task_sets()
+    sets = benchmark(settings["name"]).task_sets()
     every = sorted({task for tasks in sets.values() for task in tasks})
     chosen: list[str] = []
     for name in settings["tasks"]:
@@ -45,31 +46,46 @@ def task_names(settings: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(chosen)
 
 
+def problems(settings: Mapping[str, Any]) -> list[str]:
+    """Everything wrong with the values of `config.env`, one line each."""
+    return benchmark(settings["name"]).problems(settings)
+
+
 def sentence(settings: Mapping[str, Any], task: str) -> str:
     """What the task asks for, in words."""
-    return _module(settings).sentence(task)
+    return benchmark(settings["name"]).sentence(task)
+
+
+def needs_gl(settings: Mapping[str, Any]) -> bool:
+    """Whether images and videos are drawn with OpenGL."""
+    return benchmark(settings["name"]).needs_gl(settings)
 
 
 def require_files(settings: Mapping[str, Any]) -> None:
     """Raises FileNotFoundError if the benchmark needs files that no package brings and they are not there."""
-    _module(settings).require_files(settings)
+    benchmark(settings["name"]).require_files(settings)
 
 
 def evaluation_states(settings: Mapping[str, Any]) -> int | None:
     """How many evaluation states a task has, after which they repeat with the index; None where they never do."""
-    return _module(settings).EVALUATION_STATES
+    return benchmark(settings["name"]).EVALUATION_STATES
 
 
 def spec(settings: Mapping[str, Any]) -> EnvSpec:
     """Observation and action shapes; builds no simulator."""
-    return _module(settings).spec(settings)
+    return benchmark(settings["name"]).spec(settings)
 
 
-def make_environments(settings: Mapping[str, Any], count: int) -> list[Environment]:
+def factory(settings: Mapping[str, Any]) -> Callable[[dict[str, Any], int], list[Environment]]:
+    """The benchmark's own `make_environments`: what a worker process is given finds its module without a registry."""
+    return benchmark(settings["name"]).make_environments
+
+
+def make_environments(settings: dict[str, Any], count: int) -> list[Environment]:
     """`count` environments for one worker process."""
-    return _module(settings).make_environments(settings, count)
+    return factory(settings)(settings, count)
 
 
 def renderer(settings: Mapping[str, Any]) -> str:
     """What draws the images of a run ("egl", "osmesa", ...), "none" where no image is drawn."""
-    return _module(settings).renderer(settings)
+    return benchmark(settings["name"]).renderer(settings)

@@ -9,6 +9,7 @@ need no OpenGL library, and nothing that is set about one can stop them.
 import atexit
 import functools
 import importlib
+import logging
 import os
 import subprocess
 import sys
@@ -39,6 +40,8 @@ else:
 """
 _PROBE_TIMEOUT_S = 120
 _SETTINGS = ("MUJOCO_EGL_DEVICE_ID", "PYOPENGL_PLATFORM", "__EGL_VENDOR_LIBRARY_FILENAMES")
+
+_logger = logging.getLogger(__name__)
 
 
 def load_mujoco() -> Any:
@@ -118,6 +121,17 @@ def require_gl(obs: str, *, fall_back: bool = False) -> str:
         reason = _short(backend_problem(name), 110)
         raise RuntimeError(f"MUJOCO_GL={os.environ['MUJOCO_GL']} is set{also}, but draws nothing: {reason}; {_CHOICES}")
     return configure_gl(obs)
+
+
+@functools.cache
+def can_draw() -> bool:
+    """Whether this process can draw videos; where it cannot, that is said once in the log."""
+    try:
+        configure_gl("pixels")
+    except RuntimeError as error:
+        _logger.warning("no videos: %s", error)
+        return False
+    return True
 
 
 def gl_name() -> str:

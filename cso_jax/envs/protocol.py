@@ -1,16 +1,19 @@
-"""What every simulator and robot offers to the rollout loop, and the types that travel between them.
+"""What every simulator and robot offers to the rollout loop and its module to the rest, and the types in between.
 
 Nothing here imports JAX: worker processes load this module and must start fast and light.
 """
 
 import dataclasses
 from collections.abc import Mapping
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
 Observation = dict[str, np.ndarray]
-"""Low-dimensional entries are float32 `[P]`, camera images uint8 `[H, W, 3]`; the keys are those of `EnvSpec`."""
+"""Low-dimensional entries are float32 `[P]`, camera images uint8 `[H, W, 3]`; the keys are those of `EnvSpec`.
+
+With `config.env.history` = N > 1 every entry is a stack `[N, ...]` of the last N simulator steps, oldest first.
+"""
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -102,3 +105,61 @@ class Environment(Protocol):
         """Execute `actions` `[E, A]` float32 one simulator step each, until they are used up or the episode ends."""
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class Benchmark(Protocol):
+    """What the module of a benchmark offers: plain functions and constants, all that is known about it anywhere.
+
+    `settings` is the plain dictionary of `config.env`. The rest of the library reads its `name`, `tasks`, `obs`
+    ("pixels" or "state") and `horizon`; every other key is the benchmark's own. Worker processes load the module: it
+    imports no JAX, and its simulator only when one is made.
+    """
+
+    EXAMPLE: str
+    """A config file to start from, for messages."""
+
+    NEUTRAL: tuple[str, ...]
+    """Keys of `config.env` (beginnings of them) that change no result: a run may go on with other values."""
+
+    SMOKE: Mapping[str, Any]
+    """What a smoke run may have at most, `{"env.horizon": 48, ...}`: in place of the common limits or beside them.
+
+    An episode must leave the scripted expert time enough.
+    """
+
+    SMOKE_TASKS: tuple[str, ...]
+    """The tasks of a smoke run of more than three tasks; empty: the first two."""
+
+    EVALUATION_STATES: int | None
+    """How many evaluation states a task has, after which they repeat with the index; None where they never do."""
+
+    def default_config(self) -> dict[str, Any]:
+        """The whole section `env`, and in other sections the values that differ from the common defaults."""
+
+    def problems(self, settings: Mapping[str, Any]) -> list[str]:
+        """Everything wrong with the values of `config.env`, one line each; keys that are not there count as right."""
+
+    def needs_gl(self, settings: Mapping[str, Any]) -> bool:
+        """Whether images and videos are drawn with OpenGL."""
+
+    def require_files(self, settings: Mapping[str, Any]) -> None:
+        """Raise FileNotFoundError if files that no package brings are needed and not there."""
+
+    def task_sets(self) -> dict[str, tuple[str, ...]]:
+        """Named sets of tasks; every task is in one of them."""
+
+    def sentence(self, task: str) -> str:
+        """What the task asks for, in words."""
+
+    def spec(self, settings: Mapping[str, Any]) -> EnvSpec:
+        """Observation and action shapes; builds no simulator. Raises ValueError for impossible settings."""
+
+    def renderer(self, settings: Mapping[str, Any]) -> str:
+        """What draws the images of a run ("egl", "osmesa", ...), "none" where no image is drawn."""
+
+    def make_environments(self, settings: dict[str, Any], count: int) -> list[Environment]:
+        """`count` environments for one worker process: a top-level function, which travels there by its name.
+
+        What it raises ends the run; what an environment raises later costs its episode another attempt.
+        """

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from cso_jax.envs.gl import load_mujoco
-from cso_jax.envs.metaworld.benchmark import Observer, Settings, process_pool, seed_of
+from cso_jax.envs.metaworld.environment import Observer, process_pool, seed_of
+from cso_jax.envs.metaworld.settings import Settings
 from cso_jax.envs.metaworld.simulator import Simulator
 from cso_jax.envs.protocol import Observation, TrainInit, require_train
 from cso_jax.experts.protocol import Demonstration

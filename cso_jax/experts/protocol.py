@@ -1,7 +1,8 @@
 """The demonstration that every scripted expert hands to the data stage, whatever simulator it was recorded in."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -26,3 +27,15 @@ class Demonstration:
     success_step: int
     extras: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     attributes: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class CollectDemo(Protocol):
+    """What a scripted expert offers: a top-level function, which travels to worker processes by its name."""
+
+    def __call__(
+        self, settings: Mapping[str, Any], init: TrainInit, *, noise: float, extra_steps: int, seed: int
+    ) -> Demonstration | None:
+        """One scripted episode from `init` with Gaussian action noise of std `noise`; None if it failed.
+
+        It goes on for `extra_steps` after the first success, so that the demonstration shows how to stay there.
+        """

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cso_jax import telemetry
+from cso_jax import envs, telemetry
 from cso_jax.envs import gl
 from cso_jax.envs.protocol import EvalInit
 from cso_jax.evaluation import make_evaluation_act, rollout
@@ -31,7 +31,7 @@ def run_stage(run: Run, final: str) -> None:
     missing = [row for row in chosen if not _path(run, row).exists()]
     if not missing:
         return
-    if run.settings["name"] != "fake":  # which draws with numpy
+    if envs.needs_gl(run.settings):
         try:
             # Nobody who looks at states chose what draws: only a MUJOCO_GL that turns drawing off is heeded.
             gl.require_gl("pixels", fall_back=run.settings["obs"] != "pixels")

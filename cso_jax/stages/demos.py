@@ -9,7 +9,7 @@ import numpy as np
 from cso_jax import envs, experts, telemetry
 from cso_jax.data import store
 from cso_jax.data.libero import official
-from cso_jax.experts.protocol import Demonstration
+from cso_jax.experts.protocol import CollectDemo, Demonstration
 from cso_jax.rollout.episodes import Interrupted
 from cso_jax.rollout.jobs import Job, JobError, JobProcesses, ProcessDied
 from cso_jax.run import Run, RunError, Stopped, usable_cpus
@@ -101,13 +101,14 @@ def _collect(run: Run, processes: JobProcesses, tasks: list[str]) -> Iterator[tu
     """(task, its demonstrations, attempts used), in task order; the next task's attempts run ahead meanwhile."""
     settings = run.config.demos
     limit = settings.per_task * settings.max_attempts_per_demo
+    collect = experts.collector(run.settings)
     # One job is a few attempts of one task, so that a process keeps its simulator.
     stride = max(1, settings.per_task // 4)
 
     def submit(task: str, first: int) -> Job:
         inits = [run.train_init(STAGE, task, first + offset) for offset in range(min(stride, limit - first))]
         return processes.submit(
-            _attempts, run.settings, inits, settings.noise, settings.extra_steps, run.seed(STAGE, task)
+            _attempts, collect, run.settings, inits, settings.noise, settings.extra_steps, run.seed(STAGE, task)
         )
 
     def first_jobs(task: str) -> list[Job]:
@@ -164,12 +165,14 @@ def _outcomes(processes: JobProcesses, job: Job, task: str) -> list[Demonstratio
         raise failed from None
 
 
-def _attempts(settings: dict[str, Any], inits: list, noise: float, extra_steps: int, seed: int) -> list:
+def _attempts(
+    collect: CollectDemo, settings: dict[str, Any], inits: list, noise: float, extra_steps: int, seed: int
+) -> list:
     """In a worker process: one demonstration, or None, per initial state."""
     outcomes = []
     for init in inits:
         try:
-            outcomes.append(experts.collect_demo(settings, init, noise=noise, extra_steps=extra_steps, seed=seed))
+            outcomes.append(collect(settings, init, noise=noise, extra_steps=extra_steps, seed=seed))
         except Exception as error:
             error.add_note(f"From the initial state {init.name}.")
             raise

@@ -4,14 +4,15 @@ import itertools
 
 import numpy as np
 import pytest
-from support.libero import BOWL, DRAWER, KNOB, MILK, STOVE, actions, assets, settings
-from test_envs_libero_files import write_demonstrations
+from support.libero import BOWL, DRAWER, KNOB, MILK, STOVE, actions, assets, settings, write_demonstrations
 
 from cso_jax.envs.libero import benchmark as libero
+from cso_jax.envs.libero import environment as libero_environment
 from cso_jax.envs.libero import simulator as libero_simulator
 from cso_jax.envs.libero.files import SUITES, benchmark_states, task_sets
 from cso_jax.envs.libero.protocols import PROTOCOLS, fixture_poses, horizon
 from cso_jax.envs.libero.scenes import SceneShare
+from cso_jax.envs.libero.settings import Settings
 from cso_jax.envs.libero.simulator import Scene
 from cso_jax.envs.libero.state import ENTITIES, GOAL_PARTS, STATE_DIM, entity_order, state_vector
 from cso_jax.envs.protocol import EvalInit, InitState, TrainInit
@@ -49,7 +50,7 @@ def slots(monkeypatch, share):
 
 
 def scene_of(slot) -> Scene:
-    return slot._scenes.enter(slot, slot._task)
+    return slot.simulation.scene()
 
 
 def flat(result) -> np.ndarray:
@@ -67,7 +68,7 @@ def flat(result) -> np.ndarray:
         ({"libero": {"render": "slow"}}, "libero.render must be one of official, fast"),
         ({"libero": {"decimate": 600}}, "libero.render=fast"),
         ({"libero": {"scenes": 0}}, "libero.scenes must be at least 1"),
-        ({"libero": {"train_states": "demonstrations"}}, "needs libero.datasets"),
+        ({"libero": {"train_states": "demonstrations"}}, "needs config.env.libero.datasets"),
         ({"libero": {"colour": 1}}, "takes assets, .*got colour"),
     ],
 )
@@ -191,7 +192,7 @@ def test_a_start_without_a_split_is_refused(slots):
 def test_an_initial_state_replays_bit_for_bit(slots, protocol, kind):
     (slot,) = slots(protocol=protocol)
     (fresh,) = libero.make_environments(settings(protocol=protocol), 1)
-    fresh._scenes = SceneShare(1, settings())
+    fresh.simulation.scenes = SceneShare(1, settings())
     moves = actions("smooth", 16)
 
     def run(environment):
@@ -210,7 +211,7 @@ def interleave(slots, inits, moves) -> list[list[np.ndarray]]:
     seen: list[list[np.ndarray]] = [[flat(slot.reset(init))] for slot, init in zip(slots, inits, strict=True)]
     for chunk in range(0, len(moves[0]), 8):
         for index, slot in enumerate(slots):
-            if slot._task is not None:
+            if slot._running:
                 seen[index].append(flat(slot.step_chunk(moves[index][chunk : chunk + 8])))
     return seen
 
@@ -234,7 +235,7 @@ def test_scenes_that_go_in_the_middle_of_an_episode_come_back_unchanged(slots, s
     small = slots(2)
     cramped = SceneShare(1, settings())
     for slot in small:
-        slot._scenes = cramped
+        slot.simulation.scenes = cramped
     for one, other in zip(interleave(small, inits, moves), expected, strict=True):
         np.testing.assert_array_equal(np.stack(one), np.stack(other))
     assert len(cramped) == 1
@@ -283,10 +284,10 @@ def test_demonstrations_start_like_episodes(slots):
     slot.reset(TrainInit(MILK, 4))
     expected = scene_of(slot).flat_state()
     scene = scene_of(slot)
-    libero.start_of_training(libero.Settings.of(settings()), scene, TrainInit(MILK, 4))
+    libero_environment.start_of_training(Settings.of(settings()), scene, TrainInit(MILK, 4))
     np.testing.assert_array_equal(scene.flat_state(), expected)
     with pytest.raises(TypeError, match="train initial states only"):
-        libero.start_of_training(libero.Settings.of(settings()), scene, EvalInit(MILK, 4))
+        libero_environment.start_of_training(Settings.of(settings()), scene, EvalInit(MILK, 4))
 
 
 def test_the_state_vector_is_what_it_says(slots):

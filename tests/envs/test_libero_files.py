@@ -12,7 +12,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from support.libero import MILK, STOVE, assets
+from support.libero import MILK, STOVE, assets, write_demonstrations
 
 from cso_jax import envs
 from cso_jax.envs.libero import benchmark as libero
@@ -200,16 +200,6 @@ def test_a_missing_package_names_the_commands(monkeypatch):
     monkeypatch.setattr(libero_files.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install -e '.\[libero\]'.*--no-deps robosuite==1.4.0"):
         libero_files.package_folder.__wrapped__()
-
-
-def write_demonstrations(folder, task, states, model=None):
-    folder.mkdir(parents=True, exist_ok=True)
-    with h5py.File(folder / f"{task}_demo.hdf5", "w") as file:
-        for index, rows in enumerate(states):
-            demo = file.create_group(f"data/demo_{index}")
-            demo["states"] = rows
-            if model is not None:
-                demo.attrs["model_file"] = model
 
 
 def test_demonstrations_are_counted_in_the_order_of_their_numbers(tmp_path):

@@ -11,10 +11,12 @@ from support.libero import BOWL, KNOB, MILK, STOVE, actions, assets, settings
 
 from cso_jax.envs import gl
 from cso_jax.envs.libero import benchmark as libero
+from cso_jax.envs.libero import environment as libero_environment
 from cso_jax.envs.libero.culling import culled
 from cso_jax.envs.libero.files import task_sets
 from cso_jax.envs.libero.meshes import simplified
 from cso_jax.envs.libero.scenes import SceneShare
+from cso_jax.envs.libero.settings import Settings
 from cso_jax.envs.libero.simulator import Scene
 from cso_jax.envs.protocol import EvalInit, TrainInit
 
@@ -73,7 +75,7 @@ def assert_pixels_of_robosuite(task: str, folder, path) -> None:
         scene.reset_placement(0)
         scene.model.body_pos[:], scene.model.body_quat[:] = stock["body_pos"], stock["body_quat"]
         scene.set_flat_state(stock["state"])
-        seen = libero.Observer(libero.Settings.of(pixels())).observe(scene)
+        seen = libero_environment.Observer(Settings.of(pixels())).observe(scene)
         np.testing.assert_array_equal(seen["agentview_rgb"], stock["agentview"])
         np.testing.assert_array_equal(seen["eye_in_hand_rgb"], stock["hand"])
         assert np.ptp(seen["agentview_rgb"]) > 100
@@ -110,7 +112,7 @@ def test_observations_have_the_shapes_of_the_spec_and_videos_are_upright():
 @pytest.mark.parametrize("task", [BOWL, MILK])
 def test_what_a_camera_cannot_see_makes_no_difference(monkeypatch, task, profile):
     scene = Scene(task, settings())
-    observer = libero.Observer(libero.Settings.of(pixels(render=profile)))
+    observer = libero_environment.Observer(Settings.of(pixels(render=profile)))
     left_out = []
     for step, action in enumerate(np.repeat(actions("smooth", 24), 2, axis=0)):
         if step == 0:
@@ -121,7 +123,7 @@ def test_what_a_camera_cannot_see_makes_no_difference(monkeypatch, task, profile
             with culled(scene.model, scene.data, "robot0_eye_in_hand", reflections=profile == "official"):
                 left_out.append((scene.model.geom_group == 5).sum())
             with monkeypatch.context() as patch:
-                patch.setattr(libero, "culled", lambda *args, **flags: contextlib.nullcontext())
+                patch.setattr(libero_environment, "culled", lambda *args, **flags: contextlib.nullcontext())
                 full = observer.observe(scene)
             for key, value in full.items():
                 np.testing.assert_array_equal(light[key], value)
@@ -147,7 +149,7 @@ def test_slots_draw_their_own_episodes():
 def test_a_burner_that_glows_does_not_glow_in_the_next_episode():
     (slot,) = libero.make_environments(pixels(render="fast"), 1)
     first = slot.reset(TrainInit(KNOB, 0)).observation["agentview_rgb"]
-    scene = slot._scenes.enter(slot, KNOB)
+    scene = slot.simulation.scene()
     scene.data.qpos[scene._joints["flat_stove_1"]] = 1.0
     lit = slot.step_chunk(np.zeros((1, 7))).observation["agentview_rgb"]
     assert np.abs(lit.astype(int) - first).max() > 50

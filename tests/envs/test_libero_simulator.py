@@ -4,6 +4,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -216,8 +217,8 @@ def test_placing_that_never_succeeds_ends_with_an_error(scenes, monkeypatch):
 def test_another_process_starts_and_goes_on_with_the_same_bits(scenes):
     code = f"""
 import sys
-sys.path.insert(0, {os.path.dirname(__file__)!r})
-from test_envs_libero_simulator import fingerprint
+sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}
+from test_libero_simulator import fingerprint
 from support.libero import settings
 from cso_jax.envs.libero.simulator import Scene
 sys.stdout.write(fingerprint(Scene({BOWL!r}, settings())))

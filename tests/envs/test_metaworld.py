@@ -7,6 +7,7 @@ import pytest
 
 from cso_jax.envs import gl
 from cso_jax.envs.metaworld import benchmark as metaworld
+from cso_jax.envs.metaworld import environment
 from cso_jax.envs.metaworld.simulator import ML45_TEST, ML45_TRAIN, Simulator, SimulatorPool, task_names, task_sets
 from cso_jax.envs.protocol import EvalInit, InitState, TrainInit
 
@@ -229,7 +230,7 @@ def test_the_goal_is_visible_and_the_splits_differ(task):
 
 
 def test_splits_have_disjoint_seeds_and_names_without_a_split_are_refused():
-    assert metaworld.seed_of(TrainInit("push-v3", 2**30 - 1)) < metaworld.seed_of(EvalInit("push-v3", 0))
+    assert environment.seed_of(TrainInit("push-v3", 2**30 - 1)) < environment.seed_of(EvalInit("push-v3", 0))
     with pytest.raises(TypeError, match="TrainInit or an EvalInit"):
         metaworld.make_environments(STATE, 1)[0].reset(InitState("push-v3", 0))
 
@@ -245,7 +246,7 @@ def test_the_first_state_shows_the_objects_where_they_are(task):
 
 def test_success_ends_the_episode_and_returns_the_simulator():
     slot = metaworld.make_environments({**STATE, "instance_cap": 7}, 1)[0]
-    pool = metaworld.process_pool(7)
+    pool = environment.process_pool(7)
     results = solve(slot, TrainInit("reach-v3", 0))
     assert results[0].steps == 0 and not results[0].done
     assert results[-1].success and results[-1].done
@@ -451,7 +452,7 @@ def test_an_unknown_camera_lists_those_there_are(drawing):
 
 
 def test_state_runs_record_no_video_where_nothing_draws(monkeypatch):
-    monkeypatch.setattr(metaworld, "_can_draw", lambda: False)
+    monkeypatch.setattr(environment, "can_draw", lambda: False)
     slot = metaworld.make_environments(STATE, 1)[0]
     assert slot.reset(TrainInit("push-v3", 0), record=True).frames == []
     slot.close()

@@ -8,6 +8,7 @@ import pytest
 
 from cso_jax.envs import fake
 from cso_jax.envs.protocol import EvalInit, TrainInit
+from cso_jax.experts.fake import collect_demo
 from cso_jax.rollout.groups import STRIKE_RULES, TaskCursor, collect_groups, n_strikes
 
 
@@ -239,8 +240,8 @@ def test_fake_demonstrations_replay_to_success():
     settings = {"horizon": 60, "obs": "pixels", "image_size": 16}
     for index in range(5):
         init = TrainInit("up", index)
-        demo = fake.collect_demo(settings, init, noise=0.3, extra_steps=2, seed=1)
-        environment = fake.FakeEnvironment(settings)
+        demo = collect_demo(settings, init, noise=0.3, extra_steps=2, seed=1)
+        environment = fake.make_environments(settings, 1)[0]
         start = environment.reset(init)
         assert len(demo.actions) == demo.success_step + 3
         assert demo.observations["camera"].shape == (len(demo.actions), 16, 16, 3)
@@ -254,9 +255,9 @@ def test_fake_demonstrations_replay_to_success():
 
 def test_fake_demonstration_labels_and_failure():
     init = TrainInit("left", 0)
-    noisy = fake.collect_demo({}, init, noise=0.3, extra_steps=0, seed=1)
-    clean = fake.collect_demo({}, init, noise=0.3, extra_steps=0, seed=1, label="expert")
+    noisy = collect_demo({}, init, noise=0.3, extra_steps=0, seed=1)
+    clean = collect_demo({}, init, noise=0.3, extra_steps=0, seed=1, label="expert")
     np.testing.assert_array_equal(clean.actions, noisy.expert_actions)
     np.testing.assert_array_equal(clean.observations["state"], noisy.observations["state"])
     assert not np.array_equal(noisy.actions, noisy.expert_actions) and set(noisy.observations) == {"state"}
-    assert fake.collect_demo({"horizon": 3}, init, noise=0.0, extra_steps=0, seed=1) is None
+    assert collect_demo({"horizon": 3}, init, noise=0.0, extra_steps=0, seed=1) is None

@@ -14,6 +14,7 @@ import pytest
 
 from cso_jax.envs import fake
 from cso_jax.envs.protocol import EvalInit, TrainInit
+from cso_jax.experts.fake import expert_action
 from cso_jax.rollout.episodes import EpisodeRequest, Interrupted, RolloutError
 from cso_jax.rollout.jobs import JobProcesses
 from cso_jax.rollout.pool import WorkerPool
@@ -29,7 +30,7 @@ def act(observations, keys, decision_index, tasks):
     for state, key, index in zip(observations["state"], keys, decision_index, strict=True):
         rng = np.random.default_rng([*key.tolist(), int(index)])
         noise.append(rng.normal(size=2).astype(np.float32))
-        actions.append(np.tile(fake.expert_action(state) + 0.8 * noise[-1], (EXECUTE, 1)))
+        actions.append(np.tile(expert_action(state) + 0.8 * noise[-1], (EXECUTE, 1)))
     assert len(tasks) == len(keys)
     return np.stack(actions).astype(np.float32), {"noise": np.stack(noise), "index": decision_index}
 
@@ -63,7 +64,7 @@ def same(left, right):
 
 def simulate(request):
     """What one episode must be, worked out with one environment in this process."""
-    environment = fake.FakeEnvironment({"horizon": HORIZON})
+    environment = fake.make_environments({"horizon": HORIZON}, 1)[0]
     result = environment.reset(request.init, record=request.record)
     steps, states, actions = 0, [], []
     while not result.done:
@@ -379,7 +380,7 @@ def test_workers_end_with_a_killed_parent():
     script = (
         "import numpy as np, psutil, sys\n"
         "from cso_jax.envs.protocol import TrainInit\n"
-        "from cso_jax.rollout import fake\n"
+        "from cso_jax.envs import fake\n"
         "from cso_jax.rollout.pool import EpisodeRequest, WorkerPool\n"
         "pool = WorkerPool(fake.make_environments, {}, workers=2, slots=1)\n"
         "def act(observations, keys, index, tasks):\n"
@@ -411,7 +412,7 @@ def test_workers_in_the_midst_of_a_step_end_with_a_killed_parent():
     script = (
         "import numpy as np, psutil, threading\n"
         "from cso_jax.envs.protocol import TrainInit\n"
-        "from cso_jax.rollout import fake\n"
+        "from cso_jax.envs import fake\n"
         "from cso_jax.rollout.pool import EpisodeRequest, WorkerPool\n"
         "init = TrainInit('left', 0)\n"
         "faults = {init.name: {'kind': 'hang', 'at_step': 6}}\n"

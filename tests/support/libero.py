@@ -4,6 +4,7 @@ import importlib.util
 import os
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -68,3 +69,14 @@ def actions(kind: str, count: int, seed: int = 0) -> np.ndarray:
     made = np.repeat(generator.uniform(-1, 1, (count // 10 + 1, 7)), 10, axis=0)[:count]
     made[:, 6] = np.where(np.arange(count) // 15 % 2, 1.0, -1.0)
     return made
+
+
+def write_demonstrations(folder, task, states, model=None):
+    """A file of demonstrations as LIBERO publishes them, with `states` `[N, D]` of each and nothing else."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with h5py.File(folder / f"{task}_demo.hdf5", "w") as file:
+        for index, rows in enumerate(states):
+            demo = file.create_group(f"data/demo_{index}")
+            demo["states"] = rows
+            if model is not None:
+                demo.attrs["model_file"] = model

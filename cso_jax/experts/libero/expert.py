@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from cso_jax.envs.libero.benchmark import Observer, Settings, process_scenes, start_of_training
+from cso_jax.envs.libero.environment import Observer, process_scenes, start_of_training
 from cso_jax.envs.libero.protocols import PROTOCOLS, horizon
+from cso_jax.envs.libero.settings import Settings
 from cso_jax.envs.libero.simulator import Scene, Snapshot
 from cso_jax.envs.protocol import Observation, TrainInit, require_train
 from cso_jax.experts.libero.arm import Arm, Style
