@@ -1,17 +1,22 @@
 """Reading a configuration: the file, the scale, command-line overrides, validation, comparison with a stored one.
 
-A config file is Python with `get_config() -> ConfigDict`, which starts from `cso_jax.defaults`. `load` applies, in this
-order: the file, the scale, the command line; then `validate` reports every problem.
+A config file is Python with `get_config() -> ConfigDict`, which starts from `cso_jax.defaults` and may use files beside
+it (`from . import common`). `load` applies, in this order: the file, the scale, the command line; then `validate`
+reports every problem.
 """
 
 import ast
+import contextlib
 import difflib
 import hashlib
+import itertools
 import json
 import math
 import runpy
+import sys
 import traceback
-from collections.abc import Sequence
+import types
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +30,8 @@ from cso_jax.precision import PRECISIONS
 from cso_jax.rollout import groups
 
 SCALES = ("full", "smoke")
+
+_package_numbers = itertools.count()
 
 # These change how fast a run goes or what it shows, never what it computes: a run may be continued with other values.
 # Those of the section env are the benchmark's NEUTRAL.
@@ -88,10 +95,11 @@ def load(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> ConfigD
 def _made_by(path: Path) -> ConfigDict:
     """What `get_config()` of the file returns. Raises ConfigError, with the place in the file, for anything else."""
     try:
-        get_config = runpy.run_path(str(path)).get("get_config")
-        if get_config is None:
-            raise ConfigError(f"{path} defines no get_config() -> ConfigDict")
-        config = get_config()
+        with _package_of(path.parent) as package:
+            get_config = runpy.run_path(str(path), run_name=f"{package}.__config__").get("get_config")
+            if get_config is None:
+                raise ConfigError(f"{path} defines no get_config() -> ConfigDict")
+            config = get_config()
     except ConfigError:
         raise
     except (Exception, SystemExit) as error:  # it is a program of its own: it may raise anything
@@ -104,6 +112,22 @@ def _made_by(path: Path) -> ConfigDict:
         what = "nothing (does it end in `return config`?)" if config is None else f"a {type(config).__name__}"
         raise ConfigError(f"{path}: get_config() returned {what}; a config starts from cso_jax.defaults.metaworld()")
     return ConfigDict(config) if isinstance(config, FrozenConfigDict) else config
+
+
+@contextlib.contextmanager
+def _package_of(folder: Path) -> Iterator[str]:
+    """The name of a package whose modules are the files of `folder`, for relative imports; gone afterwards.
+
+    With a name of its own per call: nothing outside is hidden by a file of that folder, nor the other way round.
+    """
+    package = types.ModuleType(f"_config_files_{next(_package_numbers)}")
+    package.__path__ = [str(folder.absolute())]
+    sys.modules[package.__name__] = package
+    try:
+        yield package.__name__
+    finally:
+        for name in [name for name in sys.modules if name.partition(".")[0] == package.__name__]:
+            del sys.modules[name]
 
 
 def _override(config: ConfigDict, key: str, text: str) -> str | None:

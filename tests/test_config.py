@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from cso_jax import checks, defaults, envs, experts
 from cso_jax import config as configs
 
-CONFIGS = sorted(Path(__file__).parents[1].joinpath("configs").glob("*.py"))
+CONFIGS = sorted(path for path in Path(__file__).parents[1].joinpath("configs").glob("*.py") if path.stem != "common")
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.py"
 
 
@@ -231,6 +232,27 @@ def test_a_benchmark_without_experts_needs_no_scripted_demonstrations(monkeypatc
     monkeypatch.delitem(experts.EXPERTS, "metaworld")
     with pytest.raises(configs.ConfigError, match="scripted experts; there are some for libero, fake, not for metaw"):
         configs.load(QUICKSTART)
+
+
+def test_a_config_file_uses_files_beside_it(tmp_path, monkeypatch):
+    """Each folder its own `common`, loaded anew each time, whatever the working directory; lazy imports too."""
+    body = (
+        "from cso_jax import defaults\n{}\ndef get_config():\n    {}\n    return common.changed(defaults.metaworld())\n"
+    )
+    common = "def changed(config):\n    config.spo.groups = {}\n    return config\n"
+    for number, imports in enumerate((("from . import common", "pass"), ("", "from . import common"))):
+        folder = tmp_path / f"configs_{number}"
+        folder.mkdir()
+        (folder / "mine.py").write_text(body.format(*imports))
+        (folder / "common.py").write_text(common.format(10 + number))
+    before = set(sys.modules), list(sys.path)
+    monkeypatch.chdir(tmp_path / "configs_0")
+    assert [configs.load(file).spo.groups for file in ("mine.py", "../configs_1/mine.py", "mine.py")] == [10, 11, 10]
+    assert (set(sys.modules), list(sys.path)) == before
+    (tmp_path / "configs_0" / "common.py").unlink()
+    with pytest.raises(configs.ConfigError, match=r"mine\.py is not a config \(line 2\): ImportError"):
+        configs.load("mine.py")
+    assert set(sys.modules) == before[0]
 
 
 def test_arguments():

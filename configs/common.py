@@ -1,0 +1,57 @@
+"""What the configs for a CPU have in common: networks and training that take minutes instead of the paper's days.
+
+A config beside this file uses it by `from . import common` and changes afterwards what is its own.
+"""
+
+
+def for_a_cpu(config):
+    """Small networks, and learning rates that are as large as they bear."""
+    config.autoencoder.width = 64
+    config.autoencoder.encoder_layers = 1
+    config.autoencoder.decoder_layers = 1
+    config.autoencoder.dropout = 0.0
+    config.codebook.batch_size = 128
+    config.codebook.learning_rate = 1e-3
+    config.codebook.warmup_steps = 50
+
+    config.encoder.normalise = True
+    config.encoder.lowdim_width = 64
+    config.prior.width = 64
+    config.prior.layers = 3
+    config.prior.heads = 4
+    config.imitation.learning_rate = 1e-3
+    config.imitation.warmup_steps = 50
+    config.imitation.clip_norm = 1.0
+
+
+def from_states(config, *, hidden):
+    """No camera: the state goes through layers of the sizes `hidden`, which are told the task."""
+    config.env.obs = "state"
+    config.encoder.lowdim_hidden = hidden
+    config.encoder.task_in_lowdim = True
+    config.prior.dropout = 0.0
+    config.imitation.augment = False
+    config.rsft.learning_rate = 5e-4
+    config.rsft.augment = False
+
+
+def from_small_images(config, *, size):
+    """Cameras of `size` pixels a side."""
+    config.env.image_size = size
+    config.encoder.image_width = 128
+    config.encoder.norm = "group"
+
+
+def batches(config, size):
+    """Imitation and R-SFT on batches of `size`."""
+    config.imitation.batch_size = size
+    config.rsft.batch_size = size
+
+
+def few_groups(config, groups):
+    """SPO with `groups` groups per iteration, drawn in one wave, mostly of tasks whose groups have been mixed."""
+    config.spo.groups = groups
+    config.spo.max_groups = groups
+    config.spo.wave_groups = groups
+    config.spo.frontier_sampling = True
+    config.spo.minibatch_skills = 256
