@@ -15,19 +15,21 @@ from cso_jax import defaults, envs
 def structure_problems(config: ConfigDict) -> list[str]:
     """Keys that the defaults of the config's benchmark have and it lacks, and values of another type."""
     found = flatten(config)
-    every = {name: flatten(defaults.benchmark(name)) for name in envs.BENCHMARKS}
-    common = set.intersection(*(set(values) for values in every.values()))
     name = str(found.get("env.name"))
-    first = next(iter(every.values()))
-    wanted = every.get(name, {key: value for key, value in first.items() if key in common})
+    wanted = flatten(defaults.benchmark(name)) if name in envs.BENCHMARKS else _of_every_benchmark()
     missing = [key for key in wanted if key not in found]
-    if missing and all(key in common for key in missing):
+    if missing and set(missing) <= set(_of_every_benchmark()):
         return [f"the config lacks {_some(missing)}: start from cso_jax.defaults.metaworld() or libero()"]
     if missing:
         return [f"config.env.name is {name}, but the config was not made for it: it lacks {_some(missing)}; start from "
                 f"one that was, such as {envs.benchmark(name).EXAMPLE}"]  # fmt: skip
     return [f"config.{key} must be {kind_name(type(value).__name__)}, like {value!r}; got {found[key]!r}"
             for key, value in wanted.items() if not _same_kind(found[key], value)]  # fmt: skip
+
+
+def _of_every_benchmark() -> dict[str, Any]:
+    first, *others = (flatten(defaults.benchmark(name)) for name in envs.BENCHMARKS)
+    return {key: value for key, value in first.items() if all(key in other for other in others)}
 
 
 def _some(keys: Sequence[str]) -> str:

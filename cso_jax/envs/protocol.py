@@ -138,7 +138,7 @@ class Benchmark(Protocol):
         """The whole section `env`, and in other sections the values that differ from the common defaults."""
 
     def problems(self, settings: Mapping[str, Any]) -> list[str]:
-        """Everything wrong with the values of `config.env`, one line each; keys that are not there count as right."""
+        """Everything wrong with the values of `config.env`, one line each; the keys of the defaults are there."""
 
     def needs_gl(self, settings: Mapping[str, Any]) -> bool:
         """Whether images and videos are drawn with OpenGL."""
