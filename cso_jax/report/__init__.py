@@ -11,7 +11,7 @@ def build(workdir: PathLike) -> Path:
     Missing inputs leave their part of the page out. Raises FileNotFoundError where there is no such directory.
     """
     from cso_jax.report.page import render
-    from cso_jax.report.tables import load_run
+    from cso_jax.report.run_files import load_run
 
     folder = _existing(workdir)
     path = folder / "report.html"
@@ -21,9 +21,9 @@ def build(workdir: PathLike) -> Path:
 
 def text_tables(workdir: PathLike) -> str:
     """Returns the tables of the report as plain text for a terminal, with the comparisons of the stages."""
-    from cso_jax.report import tables
+    from cso_jax.report import run_files, tables
 
-    run = tables.load_run(_existing(workdir))
+    run = run_files.load_run(_existing(workdir))
     parts = list(run.problems)
     found = tables.all_tables(run)
     if not run.stages:

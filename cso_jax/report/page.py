@@ -8,7 +8,8 @@ from datetime import datetime
 from pathlib import Path
 
 from cso_jax.report import plots, tables
-from cso_jax.report.tables import STAGE_NAMES, Cell, Interval, Run, Table
+from cso_jax.report.run_files import STAGE_NAMES, Run
+from cso_jax.report.table import NONE, Cell, Interval, Table
 from cso_jax.telemetry import duration_text
 
 VIDEO_LIMIT = 24 * 2**20  # bytes of videos inside the page: a browser must still open it
@@ -133,7 +134,7 @@ def _card(run: Run, stage: str) -> str:
     overall = run.overall(stage)
     low, high = (f"{100 * bound:.1f}" for bound in overall.bounds)
     count = len(run.results[stage])
-    rate = f"{100 * overall.rate:.1f}<small> %</small>" if overall.episodes else tables.NONE
+    rate = f"{100 * overall.rate:.1f}<small> %</small>" if overall.episodes else NONE
     return (
         f'<div class="card" style="--stage:{_stage_colour(stage)}"><span class="name">{STAGE_NAMES[stage]}</span>'
         f"<b>{rate}</b><span>95 % interval {low} to {high}</span>"

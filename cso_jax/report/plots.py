@@ -6,7 +6,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from cso_jax.report.tables import STAGE_NAMES, Run, ranked_tasks
+from cso_jax.report.run_files import STAGE_NAMES, Run
+from cso_jax.report.tables import ranked_tasks
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,152 +1,16 @@
-"""What a run directory holds, and the tables made of it: the same rows for the page and for the terminal."""
+"""The tables and sentences made of a run: the same rows for the page and for the terminal."""
 
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
 
-from cso_jax.files import PathLike, read_jsonl
-from cso_jax.statistics import PairedComparison, paired_comparison, wilson
-from cso_jax.telemetry import PhaseClock, duration_text
+from cso_jax.report.run_files import STAGE_NAMES, Run, is_number
+from cso_jax.report.table import NONE, Cell, Interval, Table
+from cso_jax.statistics import PairedComparison, paired_comparison
+from cso_jax.telemetry import duration_text
 
-EVALUATED = ("imitation", "rsft", "spo")  # in the order in which a run reaches them
-STAGE_NAMES = {
-    "demos": "Demonstrations",
-    "codebook": "Codebook",
-    "imitation": "Imitation",
-    "rsft": "R-SFT",
-    "rsft_collect": "R-SFT rollouts",
-    "spo": "SPO",
-    "report": "Report",
-}
 PHASES = ("physics", "rendering", "inference", "update", "compile", "data", "wait", "checkpoint", "other")
-NONE = "\N{EN DASH}"
 SUCCESS_TITLE = "Success by task and stage"
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A success rate that knows its n: fractions in [0, 1], Wilson 95 %."""
-
-    successes: int
-    episodes: int
-
-    @property
-    def rate(self) -> float:
-        return self.successes / self.episodes if self.episodes else math.nan
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        return wilson(self.successes, self.episodes)
-
-    def __str__(self) -> str:
-        if not self.episodes:
-            return NONE
-        low, high = self.bounds
-        return (
-            f"{100 * self.rate:.1f} % [{100 * low:.0f}, {100 * high:.0f}] "
-            f"({self.successes}/{self.episodes})"
-        )  # fmt: skip
-
-
-Cell = str | Interval
-
-
-@dataclass(frozen=True)
-class Table:
-    """A titled table; the first column names the row, the others are aligned to the right."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
-    note: str = ""
-
-    def as_text(self) -> str:
-        """Returns the table in fixed-width characters."""
-        grid = [[str(cell) for cell in row] for row in (self.columns, *self.rows)]
-        widths = [max(len(row[i]) for row in grid) for i in range(len(self.columns))]
-        lines = [
-            "  ".join(
-                cell.rjust(width) if i else cell.ljust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-            )
-            for row in grid
-        ]
-        lines.insert(1, "-" * len(lines[0]))
-        text = [self.title, *(line.rstrip() for line in lines)]
-        return "\n".join([*text, self.note] if self.note else text)
-
-
-@dataclass(frozen=True)
-class Run:
-    """Everything the report reads, with empty values for what the run has not made yet."""
-
-    workdir: Path
-    config: dict[str, Any]
-    config_hash: str
-    results: dict[str, dict[str, Interval]]
-    episodes: dict[str, list[dict[str, Any]]]
-    metrics: dict[str, list[dict[str, Any]]]
-    timing: dict[str, dict[str, float]]
-    codebook_counts: list[int]
-    rsft_summary: dict[str, dict[str, Any]]
-    videos: list[Path]
-    problems: list[str] = field(default_factory=list)
-
-    @property
-    def stages(self) -> list[str]:
-        """The evaluated stages that have results, in order."""
-        return [stage for stage in EVALUATED if self.results.get(stage)]
-
-    def overall(self, stage: str) -> Interval:
-        """All tasks of a stage together."""
-        cells = self.results[stage].values()
-        return Interval(sum(cell.successes for cell in cells), sum(cell.episodes for cell in cells))
-
-    def series(self, stage: str, name: str) -> tuple[list[float], list[float]]:
-        """Returns steps and values of one metric, without the rows where it is missing or was not finite."""
-        pairs = [
-            (float(row["step"]), float(row[name]))
-            for row in self.metrics.get(stage, [])
-            if _is_number(row.get(name)) and _is_number(row.get("step"))
-        ]
-        return [step for step, _ in pairs], [value for _, value in pairs]
-
-
-def load_run(workdir: PathLike) -> Run:
-    """Reads a run directory; files that are missing are empty, files that cannot be read are named in `problems`."""
-    folder = Path(workdir)
-    problems: list[str] = []
-    config = _read_json(folder / "config.json", problems)
-    raw = _read_json(folder / "results.json", problems)
-    episodes = _by_stage(
-        row for row in read_jsonl(folder / "episodes.jsonl") if {"task", "init", "success"} <= set(row)
-    )
-    usage = _read_json(folder / "codebook_usage.json", problems).get("counts", [])
-    return Run(
-        workdir=folder,
-        config=config,
-        config_hash=str(raw.get("config_hash", "")),
-        results=_results(raw) or _results_of_episodes(episodes),
-        episodes=episodes,
-        metrics=_by_stage(read_jsonl(folder / "metrics.jsonl")),
-        timing={
-            stage: {phase: float(value) for phase, value in phases.items() if _is_number(value)}
-            for stage, phases in PhaseClock.load(folder / "timing.json").items()
-            if isinstance(phases, dict)
-        },
-        codebook_counts=[int(count) for count in usage] if isinstance(usage, list) else [],
-        rsft_summary={
-            task: row
-            for task, row in _read_json(folder / "rsft_summary.json", problems).items()
-            if isinstance(row, dict)
-        },
-        videos=sorted((folder / "videos").glob("*.gif")),
-        problems=problems,
-    )
 
 
 def success_table(run: Run) -> Table | None:
@@ -278,7 +142,7 @@ def demos_table(run: Run) -> Table | None:
     """Attempts and successes of the scripted experts, by task."""
     latest: dict[str, Interval] = {}
     for row in run.metrics.get("demos", []):
-        if isinstance(row.get("task"), str) and _is_number(row.get("attempts")) and _is_number(row.get("successes")):
+        if isinstance(row.get("task"), str) and is_number(row.get("attempts")) and is_number(row.get("successes")):
             attempts, successes = int(row["attempts"]), int(row["successes"])
             if 0 <= successes <= attempts:
                 latest[row["task"]] = Interval(successes, attempts)
@@ -329,48 +193,6 @@ def _collection_row(task: str, counts: Mapping[str, int]) -> list[Cell]:
     successes, rollouts = counts["successes"], counts["rollouts"]
     share: Cell = Interval(successes, rollouts) if 0 <= successes <= rollouts else f"{successes}/{rollouts}"
     return [task, share, str(counts["kept"]), str(counts["states"]), str(counts["states_without_success"])]
-
-
-def _results(raw: Mapping[str, Any]) -> dict[str, dict[str, Interval]]:
-    results: dict[str, dict[str, Interval]] = {}
-    for stage in EVALUATED:
-        tasks = raw.get(stage)
-        for task, cell in tasks.items() if isinstance(tasks, dict) else ():
-            if isinstance(cell, dict) and _is_number(cell.get("successes")) and _is_number(cell.get("episodes")):
-                results.setdefault(stage, {})[task] = Interval(int(cell["successes"]), int(cell["episodes"]))
-    return results
-
-
-def _results_of_episodes(episodes: Mapping[str, list[dict[str, Any]]]) -> dict[str, dict[str, Interval]]:
-    results: dict[str, dict[str, Interval]] = {}
-    for stage in EVALUATED:
-        outcome = {(row["task"], row["init"], str(row.get("seed"))): row["success"] for row in episodes.get(stage, [])}
-        for task in sorted({key[0] for key in outcome}):
-            values = [bool(success) for key, success in outcome.items() if key[0] == task]
-            results.setdefault(stage, {})[task] = Interval(sum(values), len(values))
-    return results
-
-
-def _by_stage(rows: Iterable[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    stages: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        stages.setdefault(str(row.get("stage")), []).append(row)
-    return stages
-
-
-def _read_json(path: Path, problems: list[str]) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        problems.append(f"{path.name} could not be read ({error}); what it holds is missing below.")
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _seconds_text(seconds: float) -> str:
