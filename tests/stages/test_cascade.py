@@ -1,85 +1,41 @@
 """The whole cascade on the fake environment: killed anywhere, bit-equal; bad input; stops; damage."""
 
+import fcntl
 import json
-import os
+import shutil
 import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
+from support import cascade
+from support.cascade import CONFIG, metrics_of, policy_of, results_of, saved, sorted_episodes
 
-from cso_jax.checkpoints import Checkpoints
 from cso_jax.files import read_jsonl
 
-ROOT = Path(__file__).parents[2]
-CONFIG = ROOT / "tests" / "configs" / "fake.py"
+STAGES = ("codebook", "imitation", "rsft", "spo")
 
 
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    """Child processes share compiled programs, which is most of what a short run costs."""
-    cache = tmp_path_factory.mktemp("compiled")
-    return os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PLATFORMS": "cpu",
-    }
-
-
-def command(workdir, *arguments):
-    return [sys.executable, "-m", "cso_jax.main", f"--config={CONFIG}", f"--workdir={workdir}", *arguments]
-
-
-def finish(workdir, environment, *arguments):
-    return subprocess.run(
-        command(workdir, *arguments), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
-    )
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory, environment):
-    """A run that nothing interrupted."""
-    workdir = tmp_path_factory.mktemp("finished")
-    result = finish(workdir, environment)
-    assert result.returncode == 0, result.stderr
-    return workdir
-
-
-def policies(workdir):
-    stages = ("codebook", "imitation", "rsft", "spo")
-    return {stage: Checkpoints(workdir / "checkpoints" / stage).restore_latest(None) for stage in stages}
+@pytest.fixture
+def again(tmp_path, finished):
+    """A copy of the finished run."""
+    return shutil.copytree(finished, tmp_path / "again")
 
 
 def assert_same_outcome(one, other):
-    left, right = policies(one), policies(other)
-    for stage in left:
-        assert left[stage][0] == right[stage][0], stage
-        assert left[stage][2] == right[stage][2], stage
-        flat_left, flat_right = _flat(left[stage][1]), _flat(right[stage][1])
+    for stage in STAGES:
+        left, right = saved(one, stage), saved(other, stage)
+        assert left[0] == right[0], stage
+        assert left[2] == right[2], stage
+        flat_left, flat_right = cascade.flat(left[1]), cascade.flat(right[1])
         assert flat_left.keys() == flat_right.keys()
         for name, value in flat_left.items():
             np.testing.assert_array_equal(value, flat_right[name], err_msg=f"{stage} {name}")
-    assert json.loads((one / "results.json").read_text()) == json.loads((other / "results.json").read_text())
-
-    def rows(workdir):
-        return sorted(json.dumps(row, sort_keys=True) for row in read_jsonl(workdir / "episodes.jsonl"))
-
-    assert rows(one) == rows(other)
-
-
-def _flat(tree, prefix=""):
-    if isinstance(tree, dict):
-        return {k: v for name, part in tree.items() for k, v in _flat(part, f"{prefix}/{name}").items()}
-    if isinstance(tree, list | tuple):
-        return {k: v for number, part in enumerate(tree) for k, v in _flat(part, f"{prefix}/{number}").items()}
-    return {prefix: tree}
+    assert results_of(one) == results_of(other)
+    assert sorted_episodes(one) == sorted_episodes(other)
 
 
 def test_a_run_leaves_everything_that_is_promised(finished):
-    results = json.loads((finished / "results.json").read_text())
+    results = results_of(finished)
     assert set(results) == {"config_hash", "imitation", "rsft", "spo"}
     for stage in ("imitation", "rsft", "spo"):
         assert {cell["episodes"] for cell in results[stage].values()} == {4}
@@ -88,19 +44,17 @@ def test_a_run_leaves_everything_that_is_promised(finished):
     assert all(row["init"].startswith("eval:") for row in rows)
     assert {"task", "seed", "success", "steps", "horizon", "renderer", "versions"} <= rows[0].keys()
     # The same initial states in every stage: comparisons are paired.
-    inits = {stage: sorted(row["init"] for row in rows if row["stage"] == stage) for stage in ("imitation", "spo")}
-    assert inits["imitation"] == inits["spo"]
-    spo = [row for row in read_jsonl(finished / "metrics.jsonl") if row["stage"] == "spo"]
+    inits = [sorted(row["init"] for row in rows if row["stage"] == stage) for stage in ("imitation", "rsft", "spo")]
+    assert inits[0] == inits[1] == inits[2]
+    spo = metrics_of(finished, "spo")
     assert [row["step"] for row in spo] == [1, 2, 3]
-    assert max(row.get("log_prob_drift", 0.0) for row in spo) < 1e-4
+    drifts = [row["log_prob_drift"] for row in spo if row["groups_kept"]]
+    assert drifts and max(drifts) < 1e-4
     assert (finished / "report.html").stat().st_size > 10_000
 
 
 def test_spo_trains_the_prior_only(finished):
-    saved = policies(finished)
-    before, after = (_flat({**saved[s][1]["fixed"], **saved[s][1]["trainable"]}) for s in ("rsft", "spo"))
-    changed = {name.split("/")[1] for name in before if not np.array_equal(before[name], after[name])}
-    assert changed == {"prior"}
+    assert cascade.changed_parts(policy_of(finished, "rsft"), policy_of(finished, "spo")) == {"prior"}
 
 
 KILL_POINTS = {
@@ -115,85 +69,69 @@ KILL_POINTS = {
 }
 
 
-def test_killed_in_every_stage_and_started_again(tmp_path, environment, finished):
+def test_killed_in_every_stage_and_started_again(tmp_path, run_environment, finished):
     workdir = tmp_path / "killed"
     for name, reached in KILL_POINTS.items():
-        process = subprocess.Popen(
-            command(workdir), cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
-        deadline = time.monotonic() + 240
-        while not reached(workdir):
-            assert process.poll() is None, f"ended before {name}: {process.stderr.read()}"
-            assert time.monotonic() < deadline, name
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stderr.close()
-    result = finish(workdir, environment)
-    assert result.returncode == 0, result.stderr
+        process = cascade.start(workdir, run_environment)
+        try:
+            cascade.wait_until(lambda reached=reached: reached(workdir), process, name)
+        finally:
+            cascade.kill(process)
+    cascade.finish(workdir, run_environment)
     assert_same_outcome(finished, workdir)
-    for stage in ("codebook", "imitation", "rsft", "spo"):
-        steps = [row["step"] for row in read_jsonl(workdir / "metrics.jsonl") if row["stage"] == stage]
-        assert steps == sorted(set(steps)), f"{stage} logged a step twice"
+    for stage in STAGES:
+        steps = [row["step"] for row in metrics_of(workdir, stage)]
+        assert steps and steps == sorted(set(steps)), f"{stage} logged a step twice"
 
 
-def test_sigterm_saves_and_leaves(tmp_path, environment, finished):
+def test_sigterm_saves_and_leaves(tmp_path, run_environment, finished):
     workdir = tmp_path / "stopped"
-    process = subprocess.Popen(command(workdir), cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
-    while not (workdir / "checkpoints" / "imitation" / "20").exists():
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.005)
+    process = cascade.start(workdir, run_environment)
+    cascade.wait_until(lambda: (workdir / "checkpoints" / "imitation" / "20").exists(), process)
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 143
     assert "run the same command to go on" in stderr
-    assert finish(workdir, environment).returncode == 0
+    cascade.finish(workdir, run_environment)
     assert_same_outcome(finished, workdir)
 
 
-def test_damaged_checkpoint_and_episode_files_are_made_again(tmp_path, environment, finished):
-    import shutil
-
-    workdir = tmp_path / "damaged"
-    shutil.copytree(finished, workdir)
-    shutil.rmtree(workdir / "checkpoints" / "spo")
-    for damaged in (*(workdir / "checkpoints" / "imitation" / "200").rglob("*"), workdir / "rsft" / "wave_00001.hdf5"):
-        if damaged.is_file():
-            damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2])
-    result = finish(workdir, environment)
-    assert result.returncode == 0, result.stderr
-    assert "cannot be read" in result.stderr
-    assert_same_outcome(finished, workdir)
+def test_damaged_checkpoint_and_episode_files_are_made_again(again, run_environment, finished):
+    shutil.rmtree(again / "checkpoints" / "spo")
+    whole = [path for path in (again / "checkpoints" / "imitation" / "200").rglob("*") if path.is_file()]
+    assert whole
+    for damaged in (*whole, again / "rsft" / "wave_00001.hdf5"):
+        damaged.write_bytes(damaged.read_bytes()[: damaged.stat().st_size // 2])
+    assert "cannot be read" in cascade.finish(again, run_environment)
+    assert_same_outcome(finished, again)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config.spo.clip_low=0.9"], "config.spo.clip_low: 0.93 in the workdir, 0.9 now"),
-        (["--config.spo.clip_lo=0.9"], "did you mean config.spo.clip_low?"),
-        (["--config.env.tasks=lefft"], "did you mean left?"),
+        (["spo.clip_low=0.9"], "config.spo.clip_low: 0.93 in the workdir, 0.9 now"),
+        (["spo.clip_lo=0.9"], "did you mean config.spo.clip_low?"),
+        (["env.tasks=lefft"], "did you mean left?"),
         (["--confg=x"], "unknown option --confg"),
     ],
 )
-def test_refusals_are_one_line_and_change_nothing(finished, environment, arguments, message):
-    before = sorted((p, p.stat().st_mtime_ns) for p in (finished / "checkpoints").rglob("*"))
-    result = finish(finished, environment, *arguments)
+def test_refusals_are_one_line_and_change_nothing(again, run_environment, arguments, message):
+    def files():
+        return sorted((path, path.stat().st_mtime_ns) for path in (again / "checkpoints").rglob("*"))
+
+    before = files()
+    result = cascade.run(again, run_environment, *arguments)
     assert result.returncode == 1
     assert message in result.stderr
     assert "Traceback" not in result.stderr
-    assert sorted((p, p.stat().st_mtime_ns) for p in (finished / "checkpoints").rglob("*")) == before
+    assert before and files() == before
 
 
-def test_values_of_a_stage_that_has_not_begun_may_change(tmp_path, environment, finished):
-    import shutil
-
-    workdir = tmp_path / "again"
-    shutil.copytree(finished, workdir)
-    shutil.rmtree(workdir / "checkpoints" / "spo")
-    result = finish(workdir, environment, "--config.spo.clip_low=0.9", "--config.spo.epochs=2")
-    assert result.returncode == 0, result.stderr
-    assert json.loads((workdir / "config.json").read_text())["spo"]["clip_low"] == 0.9
-    assert "imitation: 200/200" not in result.stderr
+def test_values_of_a_stage_that_has_not_begun_may_change(again, run_environment):
+    shutil.rmtree(again / "checkpoints" / "spo")
+    said = cascade.finish(again, run_environment, "spo.clip_low=0.9", "spo.epochs=2")
+    assert json.loads((again / "config.json").read_text())["spo"]["clip_low"] == 0.9
+    assert "imitation: 200/200" not in said
 
 
 VARIANTS = {
@@ -205,39 +143,34 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_variants_of_the_cascade(tmp_path, environment, variant):
+def test_variants_of_the_cascade(tmp_path, run_environment, variant):
     short = ["codebook.steps=100", "imitation.steps=100" if variant != "pixels" else "imitation.steps=4",
              "rsft.steps=2", "spo.iterations=1", "report.videos=0"]  # fmt: skip
-    result = finish(tmp_path, environment, *(f"--config.{change}" for change in [*short, *VARIANTS[variant]]))
-    assert result.returncode == 0, result.stderr
-    results = json.loads((tmp_path / "results.json").read_text())
+    cascade.finish(tmp_path, run_environment, *short, *VARIANTS[variant])
+    results = results_of(tmp_path)
     skipped = {"no R-SFT": {"rsft"}, "no SPO": {"spo"}}.get(variant, set())
     assert set(results) == {"config_hash", "imitation", "rsft", "spo"} - skipped
 
 
-def test_two_runs_in_one_workdir(finished, environment):
-    import fcntl
-
-    with open(finished / ".lock", "a") as lock:
+def test_two_runs_in_one_workdir(again, run_environment):
+    with open(again / ".lock", "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        result = finish(finished, environment)
+        result = cascade.run(again, run_environment)
     assert result.returncode == 1
     assert "is in use by" in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_too_few_demonstrations(tmp_path, environment, finished):
-    import shutil
-
+def test_too_few_demonstrations(tmp_path, run_environment, finished):
     workdir = tmp_path / "few"
     shutil.copytree(finished / "demos", workdir / "demos")
-    result = finish(workdir, environment, "--config.demos.per_task=15")
+    result = cascade.run(workdir, run_environment, "demos.per_task=15")
     assert result.returncode == 1
     assert "holds 12 demonstrations, config.demos.per_task asks for 15" in result.stderr
 
 
-def test_an_expert_that_fails_too_often(tmp_path, environment):
-    result = finish(tmp_path, environment, "--config.env.horizon=4", "--config.spo.minibatch_skills=8")
+def test_an_expert_that_fails_too_often(tmp_path, run_environment):
+    result = cascade.run(tmp_path, run_environment, "env.horizon=4", "spo.minibatch_skills=8")
     assert result.returncode == 1
     assert "the scripted expert of left succeeded in 0 of" in result.stderr
 
@@ -263,10 +196,10 @@ def get_config():
         ("die", "a process that made demonstrations of right ended with exit code 1"),
     ],
 )
-def test_what_an_expert_raises_is_one_line(tmp_path, environment, kind, said):
+def test_what_an_expert_raises_is_one_line(tmp_path, run_environment, kind, said):
     workdir, config = tmp_path / "run", tmp_path / "faulty.py"
     config.write_text(FAULTY.format(fake=str(CONFIG), kind=kind))
-    result = finish(workdir, environment, f"--config={config}")
+    result = cascade.run(workdir, run_environment, config=config)
     assert result.returncode == 1
     last = result.stderr.splitlines()[-1]
     assert last.startswith(f"error: {said}") and len(last) < 300 and "run the same command again" in last
@@ -277,37 +210,29 @@ def test_what_an_expert_raises_is_one_line(tmp_path, environment, kind, said):
         assert "Traceback" in details and "train:right:2" in details
 
 
-def test_nan_loss_stops_before_saving(tmp_path, environment):
-    result = finish(tmp_path, environment, "--config.codebook.learning_rate=1e30", "--config.codebook.clip_norm=1e30")
+def test_nan_loss_stops_before_saving(tmp_path, run_environment):
+    result = cascade.run(tmp_path, run_environment, "codebook.learning_rate=1e30", "codebook.clip_norm=1e30")
     assert result.returncode == 1
     assert "codebook: the loss or its gradient became" in result.stderr
     assert not list((tmp_path / "checkpoints" / "codebook").glob("[0-9]*"))
 
 
-def test_a_policy_that_never_succeeds(tmp_path, environment):
+def test_a_policy_that_never_succeeds(tmp_path, run_environment):
     """No success for R-SFT, no informative group for SPO: said, and the policy is kept."""
-    few = [f"--config.{stage}.steps=1" for stage in ("codebook", "imitation")]
-    result = finish(tmp_path, environment, *few, "--config.env.horizon=12", "--config.report.videos=0")
-    assert result.returncode == 0, result.stderr
-    assert "R-SFT: no success for left, right, up: left out" in result.stderr
-    assert "no informative group among 9" in result.stderr
-    saved = policies(tmp_path)
-    for name in ("encoder", "prior"):
-        before, after = (
-            _flat({**saved[stage][1]["fixed"], **saved[stage][1]["trainable"]}[name]) for stage in ("imitation", "spo")
-        )
-        for leaf, value in before.items():
-            np.testing.assert_array_equal(value, after[leaf])
+    said = cascade.finish(
+        tmp_path, run_environment, "codebook.steps=1", "imitation.steps=1", "env.horizon=12", "report.videos=0"
+    )
+    assert "R-SFT: no success for left, right, up: left out" in said
+    assert "no informative group among 9" in said
+    assert not cascade.changed_parts(policy_of(tmp_path, "imitation"), policy_of(tmp_path, "spo"))
 
 
-def test_other_architecture_is_refused(tmp_path, environment, finished):
-    import shutil
-
+def test_other_architecture_is_refused(tmp_path, run_environment, finished):
     workdir = tmp_path / "wider"
     for name in ("demos", "checkpoints"):
         shutil.copytree(finished / name, workdir / name)
     shutil.rmtree(workdir / "checkpoints" / "spo")
-    result = finish(workdir, environment, "--config.prior.width=48")
+    result = cascade.run(workdir, run_environment, "prior.width=48")
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     assert "another architecture" in result.stderr

@@ -1,15 +1,13 @@
 """A stage is valid for its inputs: what changed inputs and removed outputs do to what was made from them."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from support import cascade
+from support.cascade import results_of, saved, sorted_episodes
 
 from cso_jax import config as configs
 from cso_jax import defaults
@@ -17,10 +15,6 @@ from cso_jax.checkpoints import Checkpoints
 from cso_jax.files import append_jsonl, atomic_write_text, read_jsonl
 from cso_jax.results import write_results
 from cso_jax.stages import provenance, table
-
-ROOT = Path(__file__).parents[2]
-CONFIG = ROOT / "tests" / "configs" / "fake.py"
-
 
 # ------------------------------------------------------------------------------------------------ the table
 
@@ -230,45 +224,27 @@ def test_official_files_are_told_apart_by_their_sizes(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """The command of a whole run on the fake environment."""
-    environment = os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PLATFORMS": "cpu",
-    }
+def run(run_environment):
+    """A whole run on two tasks of the fake environment; returns what it said."""
 
     def call(workdir, *changes):
-        command = [sys.executable, "-m", "cso_jax.main", f"--config={CONFIG}", f"--workdir={workdir}"]
-        command += [f"--config.{change}" for change in ("env.tasks=left,right", "report.videos=0", *changes)]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        return done.stderr
+        return cascade.finish(workdir, run_environment, "env.tasks=left,right", "report.videos=0", *changes)
 
     return call
-
-
-def sorted_rows(workdir):
-    return sorted(json.dumps(row, sort_keys=True) for row in read_jsonl(workdir / "episodes.jsonl"))
-
-
-def final(workdir, stage="spo"):
-    return Checkpoints(workdir / "checkpoints" / stage).restore_latest(None)
 
 
 def test_rows_are_those_of_the_policy_that_is_there(run, tmp_path):
     short = ("codebook.steps=100", "rsft.steps=5", "spo.iterations=1")
     again, fresh = tmp_path / "again[1]", tmp_path / "fresh"
     run(again, *short, "imitation.steps=10")
-    old = sorted_rows(again)
+    old = sorted_episodes(again)
     shutil.rmtree(again / "checkpoints" / "imitation")
     run(again, *short, "imitation.steps=800")
     run(fresh, *short, "imitation.steps=800")
-    assert sorted_rows(again) == sorted_rows(fresh) != old
-    assert json.loads((again / "results.json").read_text()) == json.loads((fresh / "results.json").read_text())
-    steps = [[row["step"] for row in read_jsonl(w / "metrics.jsonl") if row["stage"] == "imitation"]
-             for w in (again, fresh)]  # fmt: skip
-    assert steps[0] == steps[1]
+    assert sorted_episodes(again) == sorted_episodes(fresh) != old
+    assert results_of(again) == results_of(fresh)
+    steps = [[row["step"] for row in cascade.metrics_of(workdir, "imitation")] for workdir in (again, fresh)]
+    assert steps[0] == steps[1] and steps[0]
 
 
 @pytest.mark.parametrize("changes", [(), ("spo.critic=true",)], ids=["spo", "critic"])
@@ -279,7 +255,8 @@ def test_a_finished_run_grows(run, tmp_path, changes):
     assert "larger --config.spo.iterations (now 1) or --config.evaluation.episodes_per_task (now 2) goes on" in said
     run(grown, *short, "spo.iterations=3", "evaluation.episodes_per_task=4")
     run(whole, *short, "spo.iterations=3", "evaluation.episodes_per_task=4")
-    assert final(grown)[0] == final(whole)[0] == 3
-    jax.tree.map(np.testing.assert_array_equal, final(grown)[1], final(whole)[1])
-    assert sorted_rows(grown) == sorted_rows(whole)
-    assert json.loads((grown / "results.json").read_text()) == json.loads((whole / "results.json").read_text())
+    left, right = saved(grown, "spo"), saved(whole, "spo")
+    assert left[0] == right[0] == 3
+    jax.tree.map(np.testing.assert_array_equal, left[1], right[1])
+    assert sorted_episodes(grown) == sorted_episodes(whole)
+    assert results_of(grown) == results_of(whole)

@@ -1,30 +1,29 @@
-"""Stage spo with the other objectives: what they learn from; a run that was killed ends as one that was not."""
+"""Stage spo with the other objectives: what they learn from, log and leave; killed, a run ends as if it were not."""
 
-import os
+import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from support import cascade
+from support.cascade import CONFIG, metrics_of, policy_of, results_of, saved
 
 from cso_jax import config as configs
-from cso_jax.checkpoints import Checkpoints
+from cso_jax import main
 from cso_jax.files import read_jsonl
 from cso_jax.stages.spo.material import pair_indices
 from cso_jax.stages.spo.stage import task_mean
 
-ROOT = Path(__file__).parents[2]
-CONFIG = ROOT / "tests" / "configs" / "fake.py"
 OBJECTIVES = {
     "critic": ("spo.critic=true",),
     "preference": ("spo.objective=preference",),
     "reinforce": ("spo.objective=reinforce", "spo.baseline=none"),
 }
+CLIPPING = {"clip_fraction", "cut_fraction", "clip_fraction_last"}
+CRITIC = {"explained_variance", "mean_value", "value_loss"}
+PREFERENCE = {"pairs", "preference_margin", "preference_accuracy"}
+LOGGED = {"critic": CLIPPING | CRITIC, "preference": PREFERENCE, "reinforce": set()}
 
 
 def test_every_task_counts_alike_in_the_training_reward():
@@ -53,69 +52,83 @@ def test_pairs_use_every_attempt_once():
     ],
 )
 def test_what_does_not_go_together_is_said_in_one_line(given, message):
-    with pytest.raises(configs.ConfigError) as problem:
+    with pytest.raises(configs.ConfigError, match=re.escape(message)) as problem:
         configs.load(CONFIG, [(f"spo.{name}", value) for name, value in given.items()])
-    assert message in str(problem.value)
     assert len(str(problem.value).splitlines()) == 1
 
 
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    return os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PLATFORMS": "cpu",
-    }
+@pytest.fixture
+def before_spo(tmp_path, finished):
+    """A finished run without its last stage: makes a copy of the given name."""
+
+    def copy(name):
+        workdir = shutil.copytree(finished, tmp_path / name)
+        shutil.rmtree(workdir / "checkpoints" / "spo")
+        return workdir
+
+    return copy
 
 
-def command(workdir, *overrides):
-    settings = (f"--config.{override}" for override in ("report.videos=0", *overrides))
-    return [sys.executable, "-m", "cso_jax.main", f"--config={CONFIG}", f"--workdir={workdir}", *settings]
+def check_rows(name, rows, iterations):
+    """What every iteration logs, and what only this objective does."""
+    assert [row["step"] for row in rows] == list(range(1, iterations + 1))
+    taught = [row for row in rows if row["groups_kept"]]
+    assert taught
+    for row in taught:
+        assert LOGGED[name] <= row.keys()
+        assert not (CLIPPING | CRITIC | PREFERENCE) - LOGGED[name] & row.keys()
+        assert row["log_prob_drift"] < 1e-4 and row["updates"] >= 1 and row["grad_norm"] > 0
+    if name == "preference":
+        # Half of the mass on either side before the first update, and so about log 2 over the first few.
+        assert abs(taught[0]["loss"] - np.log(2)) < 0.1
+        assert all(1 <= row["pairs"] <= row["episodes"] / 2 for row in taught)
+    else:  # groups of one outcome teach too: all that are drawn are kept
+        assert all((row["groups_drawn"], row["groups_kept"], row["episodes"]) == (3, 3, 12) for row in rows)
 
 
-def finish(workdir, environment, *overrides):
-    result = subprocess.run(
-        command(workdir, *overrides), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
-    )
-    assert result.returncode == 0, result.stderr
+def check_policy(name, workdir, iterations):
+    """The policy has the parts of every other stage's, and only the prior was trained; a critic lies beside it."""
+    step, tree, meta = saved(workdir, "spo")
+    assert step == iterations and meta["final"]
+    assert set(tree["trainable"]) == {"prior"}
+    assert ("critic" in tree) == (name == "critic")
+    assert cascade.changed_parts(policy_of(workdir, "rsft"), policy_of(workdir, "spo")) == {"prior"}
 
 
-@pytest.fixture(scope="module")
-def upstream(tmp_path_factory, environment):
-    workdir = tmp_path_factory.mktemp("upstream")
-    finish(workdir, environment, "spo.enabled=false")
-    return workdir
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_from_the_groups_to_an_evaluated_policy(before_spo, name):
+    workdir = before_spo(name)
+    changes = (*OBJECTIVES[name], "spo.iterations=2", "report.videos=0")
+    arguments = [f"--config={CONFIG}", f"--workdir={workdir}", *(f"--config.{change}" for change in changes)]
+    assert main.main(arguments) == 0
+    check_rows(name, metrics_of(workdir, "spo"), 2)
+    check_policy(name, workdir, 2)
+    evaluated = {stage: [row for row in read_jsonl(workdir / "episodes.jsonl") if row["stage"] == stage]
+                 for stage in ("rsft", "spo")}  # fmt: skip
+    inits = {stage: sorted(row["init"] for row in rows) for stage, rows in evaluated.items()}
+    assert inits["spo"] == inits["rsft"] and len(set(inits["spo"])) == len(inits["spo"])
+    for task, cell in results_of(workdir)["spo"].items():
+        outcomes = [row["success"] for row in evaluated["spo"] if row["task"] == task]
+        assert cell == {"successes": sum(outcomes), "episodes": len(outcomes)}
+    assert results_of(workdir)["spo"].keys() == results_of(workdir)["rsft"].keys()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OBJECTIVES)
-def test_interrupted_and_continued_is_bit_equal(tmp_path, environment, upstream, name):
-    overrides = (*OBJECTIVES[name], "spo.iterations=6")
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    for workdir in (whole, killed):
-        shutil.copytree(upstream, workdir)
-    finish(whole, environment, *overrides)
-    process = subprocess.Popen(command(killed, *overrides), cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+def test_interrupted_and_continued_is_bit_equal(before_spo, run_environment, name):
+    changes = (*OBJECTIVES[name], "spo.iterations=6", "report.videos=0")
+    whole, killed = before_spo("whole"), before_spo("killed")
+    cascade.finish(whole, run_environment, *changes)
+    process = cascade.start(killed, run_environment, *changes)
     try:
-        while not any((killed / "checkpoints" / "spo").glob("[0-9]*")):
-            assert process.poll() is None
-            time.sleep(0.002)
+        cascade.wait_until(lambda: any((killed / "checkpoints" / "spo").glob("[0-9]*")), process)
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    finish(killed, environment, *overrides)
-    left, right = (Checkpoints(w / "checkpoints" / "spo").restore_latest(None) for w in (whole, killed))
-    assert left[0] == right[0] == 6 and left[2] == right[2]
+        cascade.kill(process)
+    cascade.finish(killed, run_environment, *changes)
+    left, right = saved(whole, "spo"), saved(killed, "spo")
+    assert left[0] == right[0] and left[2] == right[2]
     jax.tree.map(np.testing.assert_array_equal, left[1], right[1])
-    # The policy has the parts of every other stage's; a critic lies beside it.
-    assert set(left[1]["trainable"]) == {"prior"}
-    assert ("critic" in left[1]) == (name == "critic")
-    rows = [row for row in read_jsonl(whole / "metrics.jsonl") if row["stage"] == "spo"]
-    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
-    assert max(row["log_prob_drift"] for row in rows) < 1e-4
-    if name == "preference":
-        assert abs(rows[0]["loss"] - np.log(2)) < 0.1 and rows[0]["pairs"] >= 3
+    check_rows(name, metrics_of(whole, "spo"), 6)
+    check_policy(name, whole, 6)
     if name == "critic":
-        assert rows[0]["explained_variance"] > 0.2 and rows[0]["groups_kept"] == 3
-    if name == "reinforce":
-        assert "clip_fraction" not in rows[0]
+        assert metrics_of(whole, "spo")[0]["explained_variance"] > 0.2
