@@ -8,39 +8,23 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
+from support import cascade, libero
+from support.cascade import ROOT, limit_s, wait_until
 
-ROOT = Path(__file__).parents[1]
-FAKE = ROOT / "tests" / "configs" / "fake.py"
 QUICKSTART = ROOT / "configs" / "quickstart.py"
-LIMIT_S = 10
-
-
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    return os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PLATFORMS": "cpu",
-    }
 
 
 @pytest.fixture
-def start(environment):
+def start(run_environment):
     """Start the cascade in a process group of its own, as a shell or a cluster does."""
     started = []
 
-    def call(workdir, *changes, config=FAKE):
-        process = subprocess.Popen(
-            [sys.executable, "-m", "cso_jax.main", f"--config={config}", f"--workdir={workdir}",
-             *(f"--config.{change}" for change in changes)],
-            cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        )  # fmt: skip
-        started.append(process)
-        return process
+    def call(workdir, *changes, config=cascade.CONFIG):
+        started.append(cascade.start(workdir, run_environment, *changes, config=config))
+        return started[-1]
 
     yield call
     for process in started:
@@ -49,19 +33,11 @@ def start(environment):
             process.communicate()
 
 
-def wait_until(reached, process, seconds=120):
-    deadline = time.monotonic() + seconds
-    while not reached():
-        assert process.poll() is None, f"ended too early: {process.stderr.read()}"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
 def end_of(process):
     """stderr of a process that must end within the limit and leave no child behind."""
     children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-    _, stderr = process.communicate(timeout=LIMIT_S)
-    _, alive = psutil.wait_procs(children, timeout=5)
+    _, stderr = process.communicate(timeout=limit_s())
+    _, alive = psutil.wait_procs(children, timeout=limit_s())
     assert not alive
     assert "Traceback" not in stderr and "error:" not in stderr
     return stderr
@@ -114,9 +90,7 @@ def test_signals_end_metaworld_demonstrations(start, tmp_path, number, times, st
 
 @pytest.mark.slow
 def test_sigterm_ends_libero_demonstrations(start, tmp_path):
-    pytest.importorskip("libero")
-    if "LIBERO_ASSETS" not in os.environ:
-        pytest.skip("LIBERO_ASSETS is not set")
+    libero.assets()
     config = ROOT / "configs" / "libero_object_state.py"
     process = start(tmp_path / "run", config=config)
     wait_until(lambda: demonstrating(process), process)
@@ -151,7 +125,7 @@ def test_a_signal_while_everything_is_still_being_imported(start, tmp_path, dela
     process = start(tmp_path / "run")
     time.sleep(delay)
     os.killpg(process.pid, signal.SIGINT)
-    _, stderr = process.communicate(timeout=LIMIT_S)
+    _, stderr = process.communicate(timeout=limit_s())
     assert process.returncode in (130, -signal.SIGINT)
     assert "error:" not in stderr
 
@@ -177,8 +151,8 @@ end_process(received.exit_status)
     [
         ("native", [signal.SIGTERM], 143, "still busy after 1 s: leaving at once"),
         ("native", [signal.SIGINT, signal.SIGINT], 130, "SIGINT: leaving at once"),
-        ("60", [signal.SIGINT, signal.SIGTERM], 130, "SIGTERM: leaving at once"),
-        ("60", [signal.SIGUSR1], 143, "still busy after 1 s: leaving at once"),
+        ("600", [signal.SIGINT, signal.SIGTERM], 130, "SIGTERM: leaving at once"),
+        ("600", [signal.SIGUSR1], 143, "still busy after 1 s: leaving at once"),
         ("0", [signal.SIGHUP], 143, "SIGHUP: saving, then stopping"),
     ],
 )
@@ -189,7 +163,7 @@ def test_whoever_is_too_busy_is_ended(busy, signals, status, said):
     for number in signals:
         process.send_signal(number)
         time.sleep(0.1)
-    _, stderr = process.communicate(timeout=LIMIT_S)
+    _, stderr = process.communicate(timeout=limit_s())
     assert process.returncode == status and said in stderr
 
 
@@ -198,23 +172,22 @@ def in_imitation(workdir):
     return rows.exists() and '"imitation"' in rows.read_text()
 
 
-def test_a_closed_terminal_saves_and_stops(environment, tmp_path):
+def test_a_closed_terminal_saves_and_stops(run_environment, tmp_path):
     """What is written to a terminal that is gone raises: neither the run nor the watch over it may end by that."""
     workdir = tmp_path / "run"
     pid, terminal = pty.fork()
     if pid == 0:
         os.chdir(ROOT)
-        os.execve(sys.executable, [sys.executable, "-m", "cso_jax.main", f"--config={FAKE}", f"--workdir={workdir}",
-                                   "--config.imitation.steps=1000000", "--config.imitation.checkpoint_every=1000000"],
-                  environment)  # fmt: skip
-    deadline = time.monotonic() + 120
+        command = cascade.command(workdir, "imitation.steps=1000000", "imitation.checkpoint_every=1000000")
+        os.execve(sys.executable, command, run_environment)
+    deadline = time.monotonic() + 240
     while not in_imitation(workdir):
         assert time.monotonic() < deadline
         if select.select([terminal], [], [], 0.05)[0]:
             os.read(terminal, 4096)
     os.close(terminal)
     try:
-        assert psutil.Process(pid).wait(LIMIT_S) == 143
+        assert psutil.Process(pid).wait(limit_s()) == 143
     except psutil.TimeoutExpired:
         os.kill(pid, signal.SIGKILL)
         raise
@@ -235,7 +208,7 @@ with stop_on_signals(stop, grace_s=2.0) as received:
         except BlockingIOError:
             os.set_blocking(2, True)
     stop.wait()
-    time.sleep(60 if sys.argv[1] == "unread" else 0.5)
+    time.sleep(600 if sys.argv[1] == "unread" else 0.5)
     print("saved", flush=True)
 end_process(received.exit_status)
 """
@@ -265,7 +238,7 @@ def test_under_nohup_a_closed_terminal_is_nothing(hold):
     with pytest.raises(subprocess.TimeoutExpired):
         process.wait(1.0)
     process.send_signal(signal.SIGTERM)
-    assert process.communicate(timeout=LIMIT_S)[0] == "saved\n"
+    assert process.communicate(timeout=limit_s())[0] == "saved\n"
     assert process.returncode == 143
 
 
@@ -275,7 +248,7 @@ def test_a_signal_that_a_launcher_hands_on_again_counts_once(hold, number, statu
     for _ in range(3):
         process.send_signal(number)
         time.sleep(0.01)
-    stdout, stderr = process.communicate(timeout=LIMIT_S)
+    stdout, stderr = process.communicate(timeout=limit_s())
     assert stdout == "saved\n" and "leaving at once" not in stderr
     assert process.returncode == status
 
@@ -286,4 +259,4 @@ def test_stderr_that_nobody_reads_holds_nothing_up(hold):
     process.send_signal(signal.SIGTERM)
     time.sleep(0.2)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(LIMIT_S) == 143
+    assert process.wait(limit_s()) == 143

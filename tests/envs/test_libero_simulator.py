@@ -1,14 +1,25 @@
 """One LIBERO task: equality with robosuite's own step, exact replay, snapshots, predicates, no side effects."""
 
-import hashlib
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from support.libero import BOWL, DRAWER, KNOB, MILK, STOVE, actions, assets, settings, stock_environment
+from support.libero import (
+    BOWL,
+    DRAWER,
+    KNOB,
+    MILK,
+    STOVE,
+    actions,
+    assets,
+    fingerprint,
+    run,
+    settings,
+    stock_environment,
+    whole,
+)
 
 from cso_jax.envs.libero.files import benchmark_states, task_sets
 from cso_jax.envs.libero.simulator import Scene
@@ -27,20 +38,6 @@ def scenes():
     yield get
     for scene in made.values():
         scene.close()
-
-
-def whole(scene: Scene) -> np.ndarray:
-    """Everything that decides what happens next."""
-    snapshot = scene.snapshot()
-    command = snapshot.command
-    parts = [snapshot.state, snapshot.body_pos, snapshot.body_quat, command.goal_rotation, command.fingers]
-    return np.concatenate([np.ravel(part) for part in [*parts, [command.fresh]]])
-
-
-def run(scene: Scene, moves: np.ndarray) -> np.ndarray:
-    for action in moves:
-        scene.step(action)
-    return whole(scene)
 
 
 def assert_same_as_stock(scene: Scene, kinds: tuple[str, ...], steps: int = 60) -> None:
@@ -217,9 +214,8 @@ def test_placing_that_never_succeeds_ends_with_an_error(scenes, monkeypatch):
 def test_another_process_starts_and_goes_on_with_the_same_bits(scenes):
     code = f"""
 import sys
-sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[1])]!r}
-from test_libero_simulator import fingerprint
-from support.libero import settings
+sys.path.insert(0, {os.path.dirname(os.path.dirname(__file__))!r})
+from support.libero import fingerprint, settings
 from cso_jax.envs.libero.simulator import Scene
 sys.stdout.write(fingerprint(Scene({BOWL!r}, settings())))
 """
@@ -228,14 +224,6 @@ sys.stdout.write(fingerprint(Scene({BOWL!r}, settings())))
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == fingerprint(scenes(BOWL))
-
-
-def fingerprint(scene: Scene) -> str:
-    parts = []
-    for reset in (lambda: scene.reset_placement(3), lambda: scene.reset_benchmark(5, 105)):
-        reset()
-        parts += [whole(scene), run(scene, actions("press", 20))]
-    return hashlib.sha256(np.concatenate(parts).tobytes()).hexdigest()
 
 
 def test_a_scene_asks_nothing_writes_nothing_at_home_and_loads_no_opengl(tmp_path):

@@ -1,32 +1,28 @@
 """The runner: bad arguments, shared stages, runs that fail, and an experiment killed and started again."""
 
-import dataclasses
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from harness import log_ratios, runner, variants, workdirs
+from harness import log_ratios, runner, workdirs
 from harness.options import parse, parse_seeds
-from harness.variants import Variant
+from support import cascade
+from support import tiny_experiment as tiny
+from support.cascade import CONFIG as FAKE
+from support.cascade import ROOT
+from support.tiny_experiment import EXPERIMENT
 
 from cso_jax import config as configs
 from cso_jax.checkpoints import Checkpoints
 from cso_jax.files import append_jsonl, read_jsonl
 
-ROOT = Path(__file__).parents[2]
-FAKE = ROOT / "tests/configs/fake.py"
 TASKS = ("left", "right", "up")
-EXPERIMENT = runner.Experiment(
-    "tiny", "Two ways.", lambda _: (Variant("spo", "skill", variants.SPO), Variant("grpo", "token", variants.GRPO)),
-    "spo", paper_columns=("Long",),
-)  # fmt: skip
-MEASURED = dataclasses.replace(EXPERIMENT, log_ratios=True)
 
 
 @pytest.mark.parametrize(
@@ -160,26 +156,22 @@ def test_parse_defaults():
     assert options.seeds == (1, 2, 3) and options.jobs >= 1
 
 
-SCRIPT = """
-import sys
-sys.path[:0] = [{tests!r}, {experiments!r}]
-from harness import runner
-from test_runner import MEASURED
-runner.start(MEASURED)
-"""
+def experiment_command(tmp_path):
+    return [sys.executable, tiny.__file__, f"--suite={FAKE}", "--seeds=1", f"--out={tmp_path / 'out'}", "--jobs=1"]
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_stops_the_runner_and_its_runs(tmp_path, number, status):
-    program = SCRIPT.format(tests=str(Path(__file__).parent), experiments=str(ROOT / "experiments"))
-    command = [sys.executable, "-c", program, f"--suite={FAKE}", "--seeds=1", f"--out={tmp_path / 'out'}", "--jobs=1"]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+def test_a_signal_stops_the_runner_and_its_runs(tmp_path, run_environment, number, status):
+    process = subprocess.Popen(experiment_command(tmp_path), cwd=ROOT, env=run_environment, stderr=subprocess.PIPE,
+                               text=True, start_new_session=True)  # fmt: skip
     log = tmp_path / "out" / "base" / "seed_1.log"
-    while not (log.exists() and "workdir" in log.read_text()):
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.05)
-    os.killpg(process.pid, number)
-    _, said = process.communicate(timeout=10)
+    try:
+        cascade.wait_until(lambda: log.exists() and "workdir" in log.read_text(), process)
+        os.killpg(process.pid, number)
+        _, said = process.communicate(timeout=cascade.limit_s())
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
     assert process.returncode == status
     assert "run the same command to go on" in said and "Traceback" not in said
     assert "SIGTERM: saving, then stopping" in log.read_text() and "Traceback" not in log.read_text()
@@ -187,30 +179,23 @@ def test_a_signal_stops_the_runner_and_its_runs(tmp_path, number, status):
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_killed_between_variants_and_started_again(tmp_path):
-    program = SCRIPT.format(tests=str(Path(__file__).parent), experiments=str(ROOT / "experiments"))
-    command = [sys.executable, "-c", program, f"--suite={FAKE}", "--seeds=1", f"--out={tmp_path / 'out'}", "--jobs=1"]
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu",
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+def test_killed_between_variants_and_started_again(tmp_path, run_environment):
+    command = experiment_command(tmp_path)
+    process = subprocess.Popen(command, cwd=ROOT, env=run_environment, stderr=subprocess.DEVNULL, text=True)
     runs = tmp_path / "out" / "runs"
     try:
-        while not any(runs.glob("spo-*/seed_1/checkpoints/spo/[0-9]*")):
-            assert process.poll() is None
-            time.sleep(0.05)
+        cascade.wait_until(lambda: any(runs.glob("spo-*/seed_1/checkpoints/spo/[0-9]*")), process, seconds=1200)
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=3000)
+        cascade.kill(process)
+    done = subprocess.run(command, cwd=ROOT, env=run_environment, capture_output=True, text=True, timeout=3000)
     assert done.returncode == 0, done.stderr
     rows = read_jsonl(tmp_path / "out" / "tiny" / "results.jsonl")
     assert [row["variant"] for row in rows] == ["spo", "grpo"]
     assert all(row["iterations"] == 3 and row["episodes"] == 12 for row in rows)
     base = tmp_path / "out" / "base" / "seed_1"
-    for workdir in runs.glob("*/seed_1"):
+    workdirs = list(runs.glob("*/seed_1"))
+    assert len(workdirs) == len(rows)
+    for workdir in workdirs:
         # The stages before SPO are the base's own files, and its evaluations were not run again.
         notes = json.loads((workdir / "experiment.json").read_text())
         assert notes["shared"][-1] == "evaluate rsft"

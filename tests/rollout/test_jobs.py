@@ -82,7 +82,7 @@ def test_stopping_does_not_wait_for_what_runs():
         started = time.monotonic()
         with pytest.raises(Interrupted):
             processes.result(job)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 60
 
 
 def test_a_job_taken_back_is_not_run():

@@ -391,7 +391,7 @@ def test_workers_end_with_a_killed_parent():
         "key = np.zeros(2, np.uint32)\n"
         "pool.run([EpisodeRequest(TrainInit('up', i), key) for i in range(4)], act, keep_observations=False)\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
     assert done.returncode == -signal.SIGKILL and not done.stderr, done.stderr
     pids = [int(pid) for pid in done.stdout.split()]
     assert len(pids) >= 2
@@ -431,8 +431,8 @@ def test_workers_in_the_midst_of_a_step_end_with_a_killed_parent():
     )
     try:
         pids = [int(pid) for pid in parent.stdout.readline().split()]
-        assert parent.wait(30) == -signal.SIGKILL and pids
-        _, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=10)
+        assert parent.wait(60) == -signal.SIGKILL and pids
+        _, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], timeout=60)
         assert not alive
     finally:
         with contextlib.suppress(ProcessLookupError):

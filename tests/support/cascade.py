@@ -50,6 +50,11 @@ def wait_until(reached, process: subprocess.Popen[str], what: str = "what it is 
         time.sleep(0.005)
 
 
+def limit_s() -> float:
+    """The 10 seconds within which a run promises to end; where others have the cores too, in proportion more."""
+    return 10 * min(6.0, max(1.0, os.getloadavg()[0] / len(os.sched_getaffinity(0))))
+
+
 def kill(process: subprocess.Popen[str]) -> None:
     """As the kernel does where memory is short: the process alone, whose children have to notice."""
     process.kill()

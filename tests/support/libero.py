@@ -1,5 +1,6 @@
 """What tests of LIBERO share: its assets, one task of each kind, robosuite's own environment to compare with."""
 
+import hashlib
 import importlib.util
 import os
 from pathlib import Path
@@ -72,7 +73,7 @@ def actions(kind: str, count: int, seed: int = 0) -> np.ndarray:
 
 
 def write_demonstrations(folder, task, states, model=None):
-    """A file of demonstrations as LIBERO publishes them, with `states` `[N, D]` of each and nothing else."""
+    """The demonstration file of a task: simulator states `[T, n]` of each, with a model's XML if given."""
     folder.mkdir(parents=True, exist_ok=True)
     with h5py.File(folder / f"{task}_demo.hdf5", "w") as file:
         for index, rows in enumerate(states):
@@ -80,3 +81,27 @@ def write_demonstrations(folder, task, states, model=None):
             demo["states"] = rows
             if model is not None:
                 demo.attrs["model_file"] = model
+
+
+def whole(scene) -> np.ndarray:
+    """Everything that decides what happens next."""
+    snapshot = scene.snapshot()
+    command = snapshot.command
+    parts = [snapshot.state, snapshot.body_pos, snapshot.body_quat, command.goal_rotation, command.fingers]
+    return np.concatenate([np.ravel(part) for part in [*parts, [command.fresh]]])
+
+
+def run(scene, moves: np.ndarray) -> np.ndarray:
+    """As `whole`, after the actions `moves [n, 7]`."""
+    for action in moves:
+        scene.step(action)
+    return whole(scene)
+
+
+def fingerprint(scene) -> str:
+    """A hash of all bits that a scene's physics holds along a few steps from two kinds of initial state."""
+    parts = []
+    for reset in (lambda: scene.reset_placement(3), lambda: scene.reset_benchmark(5, 105)):
+        reset()
+        parts += [whole(scene), run(scene, actions("press", 20))]
+    return hashlib.sha256(np.concatenate(parts).tobytes()).hexdigest()
