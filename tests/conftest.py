@@ -4,7 +4,6 @@ import os
 
 import jax
 import pytest
-from support import cascade
 
 # So that sharding can be compared with a single device.
 jax.config.update("jax_num_cpu_devices", 2)
@@ -44,6 +43,8 @@ def session_folder(tmp_path_factory, worker_id):
 @pytest.fixture(scope="session")
 def run_environment(session_folder):
     """The environment of whole runs: all of them share their compiled programs."""
+    from support import cascade  # and with it orbax, which most tests do without
+
     compiled = session_folder / "compiled"
     compiled.mkdir(exist_ok=True)
     return cascade.environment(compiled)
@@ -52,4 +53,6 @@ def run_environment(session_folder):
 @pytest.fixture(scope="session")
 def finished(session_folder, run_environment):
     """A run of tests/configs/fake.py that nothing interrupted: to read, and to go on from in a copy."""
+    from support import cascade
+
     return cascade.made_once(session_folder / "finished", lambda folder: cascade.finish(folder, run_environment))

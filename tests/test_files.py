@@ -80,6 +80,6 @@ def test_to_plain():
 
 def test_nothing_is_written_when_a_row_has_no_json_form(tmp_path):
     path = tmp_path / "rows.jsonl"
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="object"):
         append_jsonl(path, [{"a": 1}, {"a": object()}])
     assert not path.exists()

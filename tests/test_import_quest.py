@@ -219,7 +219,7 @@ def test_what_no_shape_tells_comes_from_the_config():
 
 
 def refusal(state, algo=None, sizes=None):
-    with pytest.raises(QuestError) as error:
+    with pytest.raises(QuestError, match=r"\S") as error:
         imported(sizes or Sizes(), state, algo)
     return str(error.value)
 

@@ -19,6 +19,12 @@ ROWS = 16
 
 
 def small(spec=SPEC):
+    return built(spec is PIXELS)
+
+
+@functools.cache
+def built(pixels):
+    spec = PIXELS if pixels else SPEC
     config = defaults.metaworld()
     config.autoencoder.chunk_length = 8
     for section in (config.autoencoder, config.prior):

@@ -235,7 +235,7 @@ def hold():
 def test_under_nohup_a_closed_terminal_is_nothing(hold):
     process = hold("read", ["nohup"])
     process.send_signal(signal.SIGHUP)
-    with pytest.raises(subprocess.TimeoutExpired):
+    with pytest.raises(subprocess.TimeoutExpired, match=r"timed out after 1\.0 seconds"):
         process.wait(1.0)
     process.send_signal(signal.SIGTERM)
     assert process.communicate(timeout=limit_s())[0] == "saved\n"

@@ -56,7 +56,7 @@ def test_truncated_file_is_refused(tmp_path):
 def test_failed_write_keeps_the_old_file(tmp_path):
     path = tmp_path / "reach.hdf5"
     store.write(path, [episode(5)], {})
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="object"):
         store.write(path, [episode(6)], {"bad": object()})
     assert len(store.read(path)[0][0]) == 5
     assert [p.name for p in tmp_path.iterdir()] == ["reach.hdf5"]

@@ -149,7 +149,7 @@ def test_a_wrong_setting_is_named_with_the_reason_of_the_probe(monkeypatch, vari
     monkeypatch.setenv("MUJOCO_GL", "egl")
     monkeypatch.setenv(variable, value)
     monkeypatch.setattr(gl, "backend_problem", gl.backend_problem.__wrapped__)
-    with pytest.raises(RuntimeError) as caught:
+    with pytest.raises(RuntimeError, match=r"MUJOCO_GL=egl is set.* but draws nothing") as caught:
         gl.require_gl("pixels")
     message = str(caught.value)
     if "library was not found" in message or "libEGL" in message:

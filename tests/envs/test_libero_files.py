@@ -98,7 +98,7 @@ def test_assets_are_looked_for_in_order(monkeypatch, tmp_path):
 def test_missing_assets_name_all_four_places_on_one_line(monkeypatch, tmp_path):
     monkeypatch.setattr(libero_files, "package_folder", lambda: tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    with pytest.raises(FileNotFoundError) as caught:
+    with pytest.raises(FileNotFoundError, match="LIBERO_ASSETS") as caught:
         libero_files.assets_folder("/nowhere", {})
     for place in ("config.env.libero.assets = /nowhere", "LIBERO_ASSETS (not set)", "the package", "~/.cache/libero"):
         assert place in str(caught.value)

@@ -13,10 +13,8 @@ from cso_jax import config as configs
 
 ROOT = Path(__file__).parents[2]
 SUITES = {"fake": ROOT / "tests/configs/fake.py", "quickstart": ROOT / "configs/quickstart.py"}
-SCRIPTS = (
-    "granularity", "length_asymmetry", "components", "sample_efficiency", "iterative", "collection_cost",
-    "skill_length", "clipping", "critic", "baselines_rl", "learning_rates", "rsft_collection",
-)  # fmt: skip
+# All but the table that is made of what the others left.
+SCRIPTS = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if path.stem != "main_table")
 
 
 def plans(script, tmp_path, suite="fake", scale="small"):
@@ -83,7 +81,7 @@ def test_one_config_is_one_run_whatever_its_name(tmp_path):
     assert by_name["skill-0.93-1.15"] == by_name["spo"]
     assert by_name["token-0.8-1.28"] == by_name["grpo"]
     assert by_name["trajectory-0.997-1.004"] == by_name["gspo"]
-    assert len({one.workdir for one in second}) == 10
+    assert len({one.workdir for one in second}) == len(second)
 
 
 def test_a_loop_shares_its_budget(tmp_path):
@@ -99,6 +97,7 @@ def test_a_loop_shares_its_budget(tmp_path):
 
 def test_paper_scale_raises_what_is_smaller(tmp_path):
     _, cells, _ = plans("critic", tmp_path, "quickstart", "paper")
+    assert cells
     for one in cells:
         assert (one.config.spo.iterations, one.config.spo.groups, one.config.spo.group_size) == (30, 150, 8)
         assert one.config.evaluation.episodes_per_task == 50

@@ -2,6 +2,7 @@
 
 import collections
 import pickle
+import re
 import struct
 import zipfile
 
@@ -104,19 +105,22 @@ def test_all_refused_names_are_listed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "data",
+    ("data", "said"),
     [
-        b"\x80\x02X\x06\x00\x00\x00systemcposix\nsystem\n.",
-        b"\x80\x04\x8c\x05posix\x8c\x06system\x93.",  # a name that is put together on the stack
-        b"\x80\x04\x8c\x0btorch._utils\x8c\x19_rebuild_tensor_v2.__call__\x93.",
-        b"(S'touch x'\niposix\nsystem\n.",
-        b"\x80\x02\x82\x01.",  # extension registry
-        b"\x80\x02cbuiltins\ngetattr\n.",
-        b"\x80\x02ccollections\nOrderedDict.fromkeys\n.",
+        (b"\x80\x02X\x06\x00\x00\x00systemcposix\nsystem\n.", "asks for posix.system, which can run code"),
+        # A name that is put together on the stack.
+        (b"\x80\x04\x8c\x05posix\x8c\x06system\x93.", "asks for posix.system, which can run code"),
+        (b"\x80\x04\x8c\x0ctorch._utils\x8c\x1b_rebuild_tensor_v2.__call__\x93.",
+         "asks for torch._utils._rebuild_tensor_v2.__call__, which can run code"),
+        (b"(S'touch x'\niposix\nsystem\n.", "asks for posix.system, which can run code"),
+        (b"\x80\x02\x82\x01.", "unregistered extension code 1"),
+        (b"\x80\x02cbuiltins\ngetattr\n.", "asks for builtins.getattr, which can run code"),
+        (b"\x80\x02ccollections\nOrderedDict.fromkeys\n.",
+         "asks for collections.OrderedDict.fromkeys, which can run code"),
     ],
-)
-def test_other_ways_to_name_code(tmp_path, data):
-    with pytest.raises(TorchFileError):
+)  # fmt: skip
+def test_other_ways_to_name_code(tmp_path, data, said):
+    with pytest.raises(TorchFileError, match=re.escape(said)):
         TorchFile(with_pickle(tmp_path / "a.pth", data))
 
 
@@ -225,5 +229,5 @@ def test_an_archive_around_a_checkpoint(tmp_path):
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(FileNotFoundError, match=r"none\.pth"):
         TorchFile(tmp_path / "none.pth")

@@ -94,9 +94,9 @@ def test_bad_observations_are_refused():
     variables = reference.init(model, observation, train=True)
     with pytest.raises(ValueError, match=r"lacks \['b'\]"):
         model.apply(variables, {k: v for k, v in observation.items() if k != "b"}, train=False)
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match="assert_shape"):
         model.apply(variables, observation | {"a": jnp.zeros((5, 4))}, train=False)
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match="assert_shape"):
         model.apply(variables, observation | {"task": jnp.zeros((5, 4))}, train=False)
     with pytest.raises(ValueError, match="at least one"):
         state_encoder(lowdim=()).init(jax.random.key(0), observation, train=False)

@@ -103,7 +103,7 @@ def test_impossible_fields_are_named(fields):
 
 def test_wrong_shapes_are_refused(model_and_variables):
     model, variables = model_and_variables
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match="assert_shape"):
         model.apply(variables, jnp.zeros((2, 31, 3)))
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match="assert_shape"):
         model.apply(variables, jnp.zeros((2, 7), jnp.int32), method="decode")

@@ -201,16 +201,13 @@ def test_n_strikes_continues_from_its_cursors(rule):
     for breaks_after in (1, 2, 4):
         parts, stored = [], []
 
-        class Break(Exception):
-            pass
-
-        def save(new, now, parts=parts, stored=stored, limit=breaks_after, stop=Break):
+        def save(new, now, parts=parts, stored=stored, limit=breaks_after):
             parts.extend(new)
             stored.append(json.dumps({task: dataclasses.asdict(cursor) for task, cursor in now.items()}))
             if len(stored) == limit:
-                raise stop
+                raise RuntimeError("broken off")
 
-        with pytest.raises(Break):
+        with pytest.raises(RuntimeError, match="broken off"):
             strikes_of(Script(**MORE_STATES), rule=rule, tasks=list(MORE_STATES), on_wave=save)
         cursors = {task: TaskCursor.restored(fields) for task, fields in json.loads(stored[-1]).items()}
         final = strikes_of(
@@ -229,9 +226,15 @@ def test_n_strikes_with_nothing_left_to_do_runs_nothing():
 
 def test_n_strikes_refuses_impossible_counts():
     script = Script(t=["111"])
-    for wrong in ({"target": 0}, {"strikes": 0}, {"max_rollouts_per_task": 2}, {"tasks": ["t", "t"]}):
-        with pytest.raises(ValueError):
+    for wrong, said in (
+        ({"target": 0}, "target must be at least 1, got 0"),
+        ({"strikes": 0}, "strikes must be at least 1, got 0"),
+        ({"max_rollouts_per_task": 2}, r"max_rollouts_per_task \(2\) must allow one state of 3 rollouts"),
+        ({"tasks": ["t", "t"]}, "tasks must be distinct"),
+    ):
+        with pytest.raises(ValueError, match=said):
             strikes_of(script, **{"tasks": ["t"], **wrong})
+    assert script.waves == []
     with pytest.raises(ValueError, match="asked for an initial state of t, got train:other:0"):
         strikes_of(script, tasks=["t"], draw=lambda task, k: TrainInit("other", k))
 

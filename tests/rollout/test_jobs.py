@@ -70,7 +70,7 @@ def test_a_signal_to_the_whole_group_is_a_stop_and_no_death():
 
     with JobProcesses(1, stop=stop) as processes:
         job = processes.submit(end, signal.SIGTERM)
-        with pytest.raises(Interrupted):
+        with pytest.raises(Interrupted, match="stopped while a job was running"):
             processes.result(job)
 
 
@@ -80,7 +80,7 @@ def test_stopping_does_not_wait_for_what_runs():
         job = processes.submit(sleep, 600)
         stopped.append(1)
         started = time.monotonic()
-        with pytest.raises(Interrupted):
+        with pytest.raises(Interrupted, match="stopped while a job was running"):
             processes.result(job)
     assert time.monotonic() - started < 60
 

@@ -56,8 +56,8 @@ def test_warnings_of_this_package_stay_visible(tmp_path, capsys):
 def test_everything_is_as_before_afterwards(tmp_path):
     with chatty_libraries() as chatty:
         before = [list(logger.handlers) for logger in (logging.root, *chatty)], warnings.showwarning
-        with pytest.raises(KeyError), library_log.libraries_to(tmp_path / "log.txt"):
-            raise KeyError
+        with pytest.raises(KeyError, match="a bug"), library_log.libraries_to(tmp_path / "log.txt"):
+            raise KeyError("a bug")
         assert ([list(logger.handlers) for logger in (logging.root, *chatty)], warnings.showwarning) == before
 
 
