@@ -64,7 +64,7 @@ def counts(rows: Sequence[dict[str, Any]], stage: str, task: str = "") -> tuple[
 
 def success_png(rows: Sequence[dict[str, Any]], seed: int) -> bytes:
     """The figure as PNG, on white, so that it can be read on a dark page too."""
-    tasks = sorted({row["task"] for row in rows}, key=lambda task: counts(rows, "spo", task)[0])
+    tasks = sorted({row["task"] for row in rows}, key=lambda task: (counts(rows, "spo", task)[0], task))
     lines = [*tasks, ""]  # the axis counts upwards; "": all tasks
     labels = [f"{task or 'all tasks'}, n = {counts(rows, 'spo', task)[1]}" for task in lines]
     with matplotlib.rc_context({"font.size": 11, "text.color": "#222222", "axes.edgecolor": "#888888"}):
@@ -134,9 +134,8 @@ def _side_by_side(pictures: Sequence[Image.Image], side: int, task: str) -> Imag
     canvas = Image.new("RGB", (2 * side + _GAP, side + _BAR), "white")
     draw = ImageDraw.Draw(canvas)
     font = ImageFont.load_default(size=13)
-    for i, (picture, text) in enumerate(
-        zip(pictures, (f"{task}: imitation", "+ R-SFT + SPO, same start"), strict=True)
-    ):
+    texts = (f"{task}, imitation: fails", "same start, R-SFT and SPO: succeeds")
+    for i, (picture, text) in enumerate(zip(pictures, texts, strict=True)):
         left = i * (side + _GAP)
         canvas.paste(picture.resize((side, side), Image.Resampling.BICUBIC), (left, _BAR))
         draw.text((left + side / 2, _BAR / 2), text, fill="#222222", font=font, anchor="mm")
