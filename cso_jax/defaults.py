@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from cso_jax import envs
+from cso_jax import envs, policies
 
 
 def metaworld() -> ConfigDict:
@@ -44,6 +44,7 @@ def _common() -> ConfigDict:
     config.name = ""
     config.seed = 0
     config.scale = "full"
+    config.policy = ConfigDict({"name": "quest"})
     config.precision = "default"  # of products in supervised training; "highest": float32 on any hardware
     config.data = "scripted"  # demonstrations: of scripted experts, or "official": files under demos.folder
 
@@ -156,6 +157,13 @@ def _common() -> ConfigDict:
     config.report = ConfigDict()
     config.report.videos = 3  # tasks shown, one success and one failure each; 0 for none
     return config
+
+
+def with_policy(config: ConfigDict, name: str) -> ConfigDict:
+    """The config for another kind of policy, locked. Raises KeyError for one that there is not."""
+    config = ConfigDict(config).unlock()
+    config.policy = ConfigDict({"name": name, **policies.defaults_of(name)})
+    return config.lock()
 
 
 def _optimisation(*, steps: int, batch_size: int, learning_rate: float, final_learning_rate: float) -> ConfigDict:

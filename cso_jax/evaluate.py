@@ -13,16 +13,15 @@ from ml_collections import ConfigDict
 
 from cso_jax import config as configs
 from cso_jax import telemetry
+from cso_jax.cli import fail, folder_of, run_command, supervised
 from cso_jax.files import step_folders
+from cso_jax.stages import table
 
 USAGE = "python -m cso_jax.evaluate --workdir=DIR [--stage=imitation|rsft|spo] [--episodes=N]"
-STAGES = ("imitation", "rsft", "spo")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status as `cso_jax.main.main` does."""
-    from cso_jax.main import fail, supervised
-
     arguments = sys.argv[1:] if arguments is None else arguments
     if "--help" in arguments:
         telemetry.show(f"usage: {USAGE}")
@@ -36,8 +35,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parse(arguments: list[str]) -> tuple[Path, str, int]:
-    from cso_jax.main import folder_of
-
     options, overrides = configs.split_arguments(arguments)
     unknown = sorted(options.keys() - {"workdir", "stage", "episodes", "help"})
     if unknown or overrides or "workdir" not in options:
@@ -45,7 +42,7 @@ def _parse(arguments: list[str]) -> tuple[Path, str, int]:
     workdir = folder_of(options["workdir"])
     if not (workdir / "config.json").is_file():
         raise configs.ConfigError(f"{workdir} is not the workdir of a run: it has no config.json")
-    trained = [stage for stage in STAGES if step_folders(workdir / "checkpoints" / stage)]
+    trained = [stage for stage in table.EVALUATED if step_folders(workdir / "checkpoints" / stage)]
     stage = options.get("stage") or (trained[-1] if trained else "none")
     if stage not in trained:
         raise configs.ConfigError(f"{workdir} has no policy of stage {stage!r}; it has {', '.join(trained) or 'none'}")
@@ -67,9 +64,9 @@ def _config_of(workdir: Path) -> ConfigDict:
 
 
 def _evaluate(config, workdir: Path, stage: str, episodes: int, stop) -> None:
+    from cso_jax.cascade import open_run
     from cso_jax.evaluation import run_evaluation
     from cso_jax.files import append_jsonl, read_jsonl
-    from cso_jax.run import open_run
     from cso_jax.stages import provenance
     from cso_jax.statistics import wilson
 
@@ -89,6 +86,4 @@ def _evaluate(config, workdir: Path, stage: str, episodes: int, stop) -> None:
 
 
 if __name__ == "__main__":
-    from cso_jax.main import run_command
-
     run_command(main)

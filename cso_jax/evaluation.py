@@ -11,8 +11,8 @@ from cso_jax.envs.protocol import require_eval
 from cso_jax.files import append_jsonl, read_jsonl
 from cso_jax.results import ROWS, write_results
 from cso_jax.rollout.actor import make_act
-from cso_jax.rollout.episodes import ActFn, EpisodeRecord, EpisodeRequest, Interrupted
-from cso_jax.run import Run, Stopped
+from cso_jax.rollout.episodes import ActFn, EpisodeRecord, EpisodeRequest
+from cso_jax.run import Run
 from cso_jax.statistics import wilson
 
 _VERSIONED = ("cso_jax", "jax", "mujoco", "metaworld", "robosuite", "hf-libero")
@@ -45,7 +45,7 @@ def run_evaluation(run: Run, stage: str, *, episodes_per_task: int | None = None
         with telemetry.progress(total, f"evaluate {stage}", unit="episode", initial=total - len(requests)) as bar:
             for first in range(0, len(requests), run.config.evaluation.wave):
                 wave = requests[first : first + run.config.evaluation.wave]
-                records = rollout(run, wave, act, on_episode=keep)
+                records = run.rollout(wave, act, on_episode=keep)
                 wins += sum(record.success for record in records)
                 bar.set_postfix({"success": wins / (first + len(records))})
     wanted = {run.eval_init(task, number).name for number in range(episodes_per_task) for task in run.tasks}
@@ -63,42 +63,7 @@ def run_evaluation(run: Run, stage: str, *, episodes_per_task: int | None = None
 
 def make_evaluation_act(run: Run, stage: str) -> ActFn:
     """The policy of a stage as it is evaluated."""
-    return make_act(
-        run.networks,
-        run.variables(stage),
-        run.tasks,
-        temperature=run.config.sampling.temperature,
-        top_k=run.config.sampling.top_k,
-        execution_horizon=run.config.execution_horizon,
-        clock=run.clock,
-    )
-
-
-def rollout(run: Run, requests, act, *, keep_observations: bool = False, on_episode=None) -> list[EpisodeRecord]:
-    """Run a wave of episodes, book its time by phase. Raises Stopped when the run is asked to stop meanwhile.
-
-    `on_episode(index, record)` is called as episodes end, in an order that depends on timing.
-    """
-    before = run.pool.stats.as_dict()
-    with run.clock.phase("wait"):
-        try:
-            return run.pool.run(
-                requests,
-                act,
-                keep_observations=keep_observations,
-                on_episode=on_episode,
-                stop=run.stop.is_set,
-            )
-        except Interrupted:
-            raise Stopped("rollouts") from None
-        finally:
-            after = run.pool.stats.as_dict()
-            busy = {name: after[name] - before[name] for name in ("physics_s", "render_s", "wait_s")}
-            simulated = busy["physics_s"] + busy["render_s"]
-            if simulated > 0:
-                # The wall-clock time spent waiting for simulators, split as the simulators spent it.
-                run.clock.add("physics", busy["wait_s"] * busy["physics_s"] / simulated)
-                run.clock.add("rendering", busy["wait_s"] * busy["render_s"] / simulated)
+    return make_act(run.agent(run.variables(stage)), clock=run.clock)
 
 
 def _row(run: Run, stage: str, record: EpisodeRecord) -> dict:

@@ -28,11 +28,11 @@ from ml_collections import ConfigDict
 from cso_jax import config as configs
 from cso_jax import envs, learner, telemetry
 from cso_jax.checkpoints import Checkpoints
+from cso_jax.cli import device_problem, fail
 from cso_jax.data.language import embeddings
 from cso_jax.files import atomic_write_text
 from cso_jax.interop.torch_files import Tensor, TorchFile, TorchFileError
-from cso_jax.main import device_problem, fail
-from cso_jax.policies.quest import policy
+from cso_jax.policies.quest.policy import QuestPolicy, build
 from cso_jax.policies.quest.published import QuestError, convert, encoder_names, raise_problems
 from cso_jax.stages.fitting import optimiser_of
 
@@ -192,13 +192,13 @@ def import_checkpoint(file: Path, out: Path, config_path: Path, overrides: list[
     except (ValueError, ImportError, FileNotFoundError, embeddings.LanguageError) as error:
         raise configs.ConfigError(str(error)) from None
     _check_inputs(source, spec.images, spec.lowdim, spec.action_dim, embedding)
-    networks = policy.build(config, spec, len(tasks), embedding.shape[1])
+    networks = build(config, spec, len(tasks), embedding.shape[1])
     variables = convert(source.tensors, networks, spec, embedding)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     partial = out.with_name(f".{out.name}.{os.getpid()}.importing")
     try:
         partial.mkdir(parents=True)
-        write_stages(partial, config, variables, {"imported": file.name, "sha256": digest})
+        write_stages(partial, config, networks, variables, {"imported": file.name, "sha256": digest})
         embeddings.save(partial / "task_embedding.npz", tasks, embedding)
         partial.rename(out)
     finally:
@@ -210,13 +210,15 @@ def import_checkpoint(file: Path, out: Path, config_path: Path, overrides: list[
     )
 
 
-def write_stages(workdir: Path, config: ConfigDict, variables: dict[str, Any], origin: dict[str, Any]) -> None:
+def write_stages(
+    workdir: Path, config: ConfigDict, networks: QuestPolicy, variables: dict[str, Any], origin: dict[str, Any]
+) -> None:
     """Write `variables` as the finished stages codebook and imitation of a run would have left them.
 
     `origin` is kept with both checkpoints. How often each code is used is not known without demonstrations.
     """
-    for stage, parts in (("codebook", learner.CODEBOOK_PARTS), ("imitation", learner.POLICY_PARTS)):
-        settings = config[stage]
+    for stage in ("codebook", "imitation"):
+        settings, parts = config[stage], networks.trained_parts(stage, config)
         state = learner.start(variables, parts, optimiser_of(settings, settings.steps)[0])
         checkpoints = Checkpoints(workdir / "checkpoints" / stage)
         checkpoints.save(0, jax.device_get(state), {"stage": stage, "final": True, **origin})

@@ -15,20 +15,14 @@ import optax
 from flax import struct, traverse_util
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from cso_jax import objectives
-from cso_jax.networks.augment import augment
-from cso_jax.policies.quest import policy
-from cso_jax.policies.quest.critic import ValueHead
-from cso_jax.policies.quest.policy import Networks, Variables
-from cso_jax.precision import at, exact
+from cso_jax.policies.interface import Loss, SkillPolicy, Variables
+from cso_jax.precision import at
 
 Batch = dict[str, Any]
 Update = Callable[["LearnerState", Batch, jax.Array], tuple["LearnerState", dict[str, jax.Array]]]
 
-CODEBOOK_PARTS = ("autoencoder",)
-POLICY_PARTS = ("encoder", "prior")
-PRIOR_PARTS = ("prior",)
 CRITIC = "critic"
+"""The part beside the policy's own that a learned value adds to what is trained."""
 
 
 class LearnerState(struct.PyTreeNode):
@@ -136,153 +130,46 @@ def _jit(update: Callable, mesh: Mesh) -> Update:
     )
 
 
-def codebook_update(
-    networks: Networks, optimiser: optax.GradientTransformation, mesh: Mesh, *, precision: str = "default"
-) -> Update:
-    """One step of Eq. 1. Batch: `chunks` `[B, T, A]`. Metrics hold `codes` `[B, K]`, the indices of the batch, too."""
-
-    def update(state: LearnerState, batch: Batch, key: jax.Array):
-        chunks = batch["chunks"]
-
-        def loss_fn(trainable):
-            reconstruction, indices = policy.apply(
-                networks.autoencoder,
-                {"params": trainable["autoencoder"]},
-                chunks,
-                deterministic=False,
-                rngs={"dropout": key},
-            )
-            return objectives.reconstruction_l1(reconstruction, chunks), indices
-
-        (loss, codes), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.trainable)
-        metrics = {"loss": loss, "grad_norm": optax.tree.norm(gradients), "codes": codes}
-        return _apply(state, gradients, optimiser), metrics
-
-    return _jit(at(precision, update), mesh)
-
-
-def imitation_update(
-    networks: Networks,
+def supervised_update(
+    loss: Callable[[Variables, Variables, Batch, jax.Array], Loss],
     optimiser: optax.GradientTransformation,
     mesh: Mesh,
     *,
-    augment_images: bool,
     precision: str = "default",
 ) -> Update:
-    """One step of Eq. 2 (or Eq. 6) on encoder and prior. Batch: `observation` entries, `skill` `[B, K]`.
-
-    The encoder's running statistics, where it has them, move with the batch.
-    """
+    """One step on `loss(trainable, fixed, batch, key)`; the parts that it says have changed are taken over."""
 
     def update(state: LearnerState, batch: Batch, key: jax.Array):
-        observation = {name: value for name, value in batch.items() if name != "skill"}
-        keys = jax.random.split(key, 3)
-        if augment_images:
-            observation = {
-                name: augment(jax.random.fold_in(keys[0], number), value) if value.ndim == 4 else value
-                for number, (name, value) in enumerate(sorted(observation.items()))
-            }
-        normalised = policy.normalise(state.fixed, observation)
-
         def loss_fn(trainable):
-            context, mutated = policy.apply(
-                networks.encoder,
-                {"params": trainable["encoder"], "batch_stats": state.fixed["batch_stats"]},
-                normalised,
-                train=True,
-                mutable=["batch_stats"],
-                rngs={"dropout": keys[1]},
-            )
-            logits = policy.apply(
-                networks.prior,
-                {"params": trainable["prior"]},
-                context,
-                batch["skill"],
-                deterministic=False,
-                rngs={"dropout": keys[2]},
-            )
-            log_prob = jax.nn.log_softmax(logits.astype(jnp.float32))
-            chosen = jnp.take_along_axis(log_prob, batch["skill"][..., None], axis=-1)[..., 0]
-            accuracy = jnp.mean(jnp.argmax(logits, -1) == batch["skill"])
-            return objectives.imitation_nll(chosen), (mutated.get("batch_stats", {}), accuracy)
+            found = loss(trainable, state.fixed, batch, key)
+            return found.value, (found.changed, found.metrics)
 
-        (loss, (batch_stats, accuracy)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.trainable)
-        state = state.replace(fixed={**state.fixed, "batch_stats": batch_stats})
-        metrics = {"loss": loss, "token_accuracy": accuracy, "grad_norm": optax.tree.norm(gradients)}
+        (value, (changed, metrics)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.trainable)
+        state = state.replace(fixed={**state.fixed, **changed})
+        metrics = {"loss": value, "grad_norm": optax.tree.norm(gradients), **metrics}
         return _apply(state, gradients, optimiser), metrics
 
     return _jit(at(precision, update), mesh)
 
 
-def imitation_loss(networks: Networks) -> Callable[[Variables, Batch], jax.Array]:
-    """The same loss without dropout, augmentation or update: for validation."""
-
-    @jax.jit
-    def loss(variables: Variables, batch: Batch) -> jax.Array:
-        observation = {name: value for name, value in batch.items() if name != "skill"}
-        context = policy.encode(networks, variables, observation)
-        log_prob, _ = policy.score(networks, variables, context, batch["skill"], temperature=1.0)
-        return objectives.imitation_nll(log_prob)
-
-    return loss
-
-
-def surrogate_update(
-    networks: Networks,
+def policy_gradient_update(
+    policy: SkillPolicy,
     optimiser: optax.GradientTransformation,
     mesh: Mesh,
+    loss: Callable[[jax.Array, Batch], tuple[jax.Array, dict[str, jax.Array]]],
     *,
-    unit: objectives.Unit,
-    clip_low: float,
-    clip_high: float,
-    average: objectives.Average,
-    length_normalise: bool,
     temperature: float,
     entropy_bonus: float,
-    freeze_encoder: bool,
-    objective: objectives.Objective = "surrogate",
-    preference_beta: float = 0.1,
-    critic: ValueHead | None = None,
-    value_coefficient: float = 0.5,
+    extra_loss: Callable[[Variables, Batch], tuple[jax.Array, dict[str, jax.Array]]] | None = None,
 ) -> Update:
-    """One step of Eq. 9 at any granularity, or of another objective on the same packed skills.
+    """One step on `loss(log_prob, batch)` of packed skills, less `entropy_bonus` times their mean entropy.
 
-    Batch, all with S rows: `skill`, `log_prob` `[S, K]`, `advantage`, `episode_id`, `mask` `[S]`, `support`
-    `[S, K, top_k]` when sampling was restricted, and `context` `[S, C, D]` (encoder frozen) or `observation/...`
-    entries (encoder trained too; its running statistics stay as they are); optionally `episodes` `[S]`, the same number
-    throughout, by which means over episodes divide. With `objective="preference"` also `reference_log_prob` `[S, K]`;
-    `episode_id` then numbers the pairs and `advantage` is 1 for the success of a pair, -1 for the failure. With a
-    `critic` (encoder frozen) also `value_target` `[S]`, and "critic" among the trained parts: half the mean squared
-    error of its values joins the loss with `value_coefficient`.
+    Batch, all with S rows: `skill`, `log_prob` `[S, K]`, `mask` `[S]`, `support` `[S, K, top_k]` when sampling was
+    restricted, and `context` `[S, C, D]` (encoder frozen) or `observation/...` entries (encoder trained too; its
+    running statistics stay as they are); and what `loss` reads beside them. The `log_prob` `[S, K]` that the loss is
+    given are those of the stored skills under the policy being trained. `extra_loss(trainable, batch)`, a critic's, is
+    added.
     """
-
-    def policy_loss(log_prob: jax.Array, batch: Batch):
-        episode_id, mask, rows = batch["episode_id"], batch["mask"], batch["mask"].shape[0]
-        episodes = batch["episodes"][0] if "episodes" in batch else None
-        if objective == "preference":
-            return objectives.preference_loss(
-                log_prob, batch["reference_log_prob"], batch["advantage"], episode_id, mask,
-                beta=preference_beta, num_pairs=rows, pairs=episodes,
-            )  # fmt: skip
-        arguments = (log_prob, batch["log_prob"], batch["advantage"], episode_id, mask)
-        if objective == "reinforce":
-            return objectives.reinforce_loss(*arguments, average=average, num_episodes=rows, episodes=episodes)
-        return objectives.clipped_surrogate(
-            *arguments,
-            unit=unit,
-            clip_low=clip_low,
-            clip_high=clip_high,
-            average=average,
-            length_normalise=length_normalise,
-            num_episodes=rows,
-            episodes=episodes,
-        )
-
-    @exact
-    def value_loss(critic: ValueHead, params: Any, batch: Batch) -> jax.Array:
-        error = policy.apply(critic, {"params": params}, batch["context"]) - batch["value_target"]
-        squares = jnp.where(batch["mask"] > 0, error, 0.0) ** 2
-        return 0.5 * jnp.sum(squares) / jnp.maximum(jnp.sum(batch["mask"]), 1.0)
 
     def update(state: LearnerState, batch: Batch, key: jax.Array):
         del key  # no dropout: the ratio must be one at the behaviour parameters
@@ -290,20 +177,21 @@ def surrogate_update(
 
         def loss_fn(trainable):
             variables = {**state.fixed, **trainable}
-            context = batch["context"] if freeze_encoder else _encode(networks, variables, batch)
+            context = batch["context"] if "context" in batch else _encode(policy, variables, batch)
             log_prob, entropy = policy.score(
-                networks, variables, context, batch["skill"], temperature=temperature, support=batch.get("support")
+                variables, context, batch["skill"], temperature=temperature, support=batch.get("support")
             )
-            loss, metrics = policy_loss(log_prob, batch)
+            value, metrics = loss(log_prob, batch)
             mask = batch["mask"][:, None]
             real = jnp.sum(mask) * entropy.shape[1]
             mean_entropy = jnp.sum(jnp.where(mask > 0, entropy, 0.0)) / jnp.maximum(real, 1.0)
             drift = jnp.max(jnp.where(mask > 0, jnp.abs(log_prob - batch["log_prob"]), 0.0))
-            metrics |= {"loss": loss, "entropy": mean_entropy, "max_abs_token_log_ratio": drift}
-            total = loss - entropy_bonus * mean_entropy
-            if critic is not None:
-                metrics["value_loss"] = value_loss(critic, trainable[CRITIC], batch)
-                total += value_coefficient * metrics["value_loss"]
+            metrics |= {"loss": value, "entropy": mean_entropy, "max_abs_token_log_ratio": drift}
+            total = value - entropy_bonus * mean_entropy
+            if extra_loss is not None:
+                added, more = extra_loss(trainable, batch)
+                metrics |= more
+                total += added
             return total, metrics
 
         (_, metrics), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.trainable)
@@ -313,7 +201,7 @@ def surrogate_update(
     return _jit(update, mesh)
 
 
-def _encode(networks: Networks, variables: Variables, batch: Batch) -> jax.Array:
+def _encode(policy: SkillPolicy, variables: Variables, batch: Batch) -> jax.Array:
     prefix = "observation/"
     observation = {k.removeprefix(prefix): v for k, v in batch.items() if k.startswith(prefix)}
-    return policy.encode(networks, variables, observation)
+    return policy.encode(variables, observation)

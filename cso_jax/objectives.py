@@ -13,12 +13,10 @@ import jax.numpy as jnp
 Unit = Literal["token", "skill", "trajectory"]
 Average = Literal["episode_sum", "episode_mean", "unit_mean"]
 Baseline = Literal["mean", "leave_one_out", "none"]
-Objective = Literal["surrogate", "reinforce", "preference"]
 
 UNITS = ("token", "skill", "trajectory")
 AVERAGES = ("episode_sum", "episode_mean", "unit_mean")
 BASELINES = ("mean", "leave_one_out", "none")
-OBJECTIVES = ("surrogate", "reinforce", "preference")
 
 # exp(40) is far outside every clip range, and its square is finite in float32: an infinite ratio would turn gradients
 # into NaN. Beyond it the ratio goes on as a straight line, so that an episode to be unlearnt keeps its gradient.

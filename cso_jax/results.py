@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from cso_jax import config as configs
+from cso_jax import config_values as configs
 from cso_jax.files import atomic_write_text, read_jsonl
 
 ROWS = "episodes.jsonl"

@@ -17,3 +17,13 @@ def one_of(key: str, value: Any, allowed: Sequence[str]) -> list[str]:
 def at_least_one(key: str, value: float) -> list[str]:
     """`value` of `config.key` is 1 or more."""
     return [] if value >= 1 else [f"config.{key} must be at least 1, got {value}"]
+
+
+def draws(section: str, settings: Any, why: str, instead: str = "") -> list[str]:
+    """`config.section` draws at random: neither temperature 0 nor top-k 1. `why` ends in "... needs"."""
+    found = []
+    if settings.temperature == 0:
+        found.append(f"config.{section}.temperature is 0 (greedy): {why} a positive one{instead}")
+    if settings.top_k == 1:
+        found.append(f"config.{section}.top_k is 1 (greedy): {why} at least 2, or 0 for all codes{instead}")
+    return found

@@ -15,8 +15,8 @@ from harness.tables import Table, success_text, summarise
 
 from cso_jax import config as configs
 from cso_jax import telemetry
+from cso_jax.cli import fail
 from cso_jax.files import expanded, read_jsonl, rewrite_jsonl
-from cso_jax.main import fail
 
 USAGE = (
     "usage: python experiments/main_table.py [--suite=configs/a.py,configs/b.py] [--seeds=3 | --seeds=1,2,3] "

@@ -9,6 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "cso_jax"
 PAGE = ROOT / "docs" / "architecture.md"
+_MODULE = re.compile(r"cso_jax(\.\w+)+")
 MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
 
 
@@ -44,6 +45,8 @@ def _imports(path: Path) -> set[Path]:
             names = {f"{node.module}.{name.name}" for name in node.names}
             inner = {name for name in names if name.startswith("cso_jax.") and _file(name)}
             dotted |= inner if len(inner) == len(names) else inner | {node.module}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and _MODULE.fullmatch(node.value):
+            dotted.add(node.value)  # a registry's entry is an import too
     return {found for name in dotted if name.split(".")[0] == "cso_jax" and (found := _file(name))}
 
 
@@ -53,3 +56,20 @@ def test_imports_point_downwards(path):
     assert own is not None, "the table of docs/architecture.md has no layer for it"
     above = {str(found.relative_to(PACKAGE)) for found in _imports(path) if (_layer(found) or 0) > own}
     assert not above
+
+
+def test_no_module_needs_itself():
+    """Imports within functions and registries' entries count."""
+    graph = {path: _imports(path) - {path} for path in MODULES}
+    assert sum(map(len, graph.values())) > len(MODULES)
+    done: set[Path] = set()
+
+    def visit(path: Path, way: tuple[Path, ...]) -> None:
+        assert path not in way, " -> ".join(str(step.relative_to(PACKAGE)) for step in (*way, path))
+        if path not in done:
+            for below in graph.get(path, ()):
+                visit(below, (*way, path))
+            done.add(path)
+
+    for path in MODULES:
+        visit(path, ())

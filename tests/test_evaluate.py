@@ -12,8 +12,8 @@ from pathlib import Path
 import jax
 import pytest
 
+from cso_jax import cli, defaults, evaluate, main
 from cso_jax import config as configs
-from cso_jax import defaults, evaluate, main
 from cso_jax.stages import table
 
 FAKE = Path(__file__).parent / "configs" / "fake.py"
@@ -81,7 +81,7 @@ def test_the_home_folder_may_be_written_as_a_tilde(workdir, monkeypatch, capsys)
     """The shell leaves --workdir=~/runs as it is."""
     monkeypatch.setenv("HOME", str(workdir.parent))
     assert evaluate._parse([f"--workdir=~/{workdir.name}"])[0] == workdir
-    assert main.folder_of("~/runs") == workdir.parent / "runs"
+    assert cli.folder_of("~/runs") == workdir.parent / "runs"
     assert main.main(["--config=~/nothing.py"]) == 1
     assert f"no config file {workdir.parent}/nothing.py" in capsys.readouterr().err
     assert main.main([f"--config={FAKE}", "--workdir=~nobody-of-that-name/runs"]) == 1
@@ -97,7 +97,7 @@ def state_config():
 def test_a_thread_may_run_it(tmp_path):
     """Only the main thread can be told of signals."""
     statuses, stops = [], []
-    thread = threading.Thread(target=lambda: statuses.append(main.supervised(state_config(), tmp_path, stops.append)))
+    thread = threading.Thread(target=lambda: statuses.append(cli.supervised(state_config(), tmp_path, stops.append)))
     thread.start()
     thread.join()
     assert statuses == [0] and not stops[0].is_set()
@@ -119,7 +119,7 @@ def test_a_platform_that_is_not_there_is_one_line(tmp_path):
 @pytest.mark.parametrize("place", ["file/run", "/proc/run", "x" * 300])
 def test_a_workdir_that_cannot_be_made_is_one_line(tmp_path, capsys, place):
     (tmp_path / "file").write_text("")
-    assert main.supervised(state_config(), tmp_path / place, pytest.fail) == 1
+    assert cli.supervised(state_config(), tmp_path / place, pytest.fail) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: cannot write to ") and "--workdir" in line
 
@@ -127,17 +127,17 @@ def test_a_workdir_that_cannot_be_made_is_one_line(tmp_path, capsys, place):
 def test_no_line_of_an_error_is_long_and_each_is_marked(tmp_path, capsys):
     long = "the beginning " + "x" * 500 + " what to do"
     details = tmp_path / "errors.log"
-    assert main.fail(ValueError(f"{long}\n\n  config.a: 1 in the workdir, 2 now\n"), details) == 1
+    assert cli.fail(ValueError(f"{long}\n\n  config.a: 1 in the workdir, 2 now\n"), details) == 1
     *_, first, second = capsys.readouterr().err.splitlines()
-    assert len(first) == main.LONGEST_LINE < 300
+    assert len(first) == cli.LONGEST_LINE < 300
     assert first.startswith("error: the beginning xxx") and first.endswith("xxx what to do")
     assert second == "error:   config.a: 1 in the workdir, 2 now"
     assert long in details.read_text()
 
 
 def test_a_short_error_leaves_no_file_and_an_empty_one_has_a_name(tmp_path, capsys):
-    main.fail(ValueError("short"), tmp_path / "errors.log")
-    main.fail(KeyError())
+    cli.fail(ValueError("short"), tmp_path / "errors.log")
+    cli.fail(KeyError())
     assert capsys.readouterr().err == "error: short\nerror: KeyError\n"
     assert not (tmp_path / "errors.log").exists()
 
@@ -147,7 +147,7 @@ def test_the_error_is_the_last_line_and_libraries_speak_in_a_file(tmp_path, caps
         logging.getLogger("absl").warning("a remark of orbax")
         raise configs.ConfigError("what is wrong")
 
-    assert main.supervised(state_config(), tmp_path, work) == 1
+    assert cli.supervised(state_config(), tmp_path, work) == 1
     lines = capsys.readouterr().err.splitlines()
     assert lines[-1] == "error: what is wrong"
     assert not any("orbax" in line for line in lines)
@@ -167,7 +167,7 @@ def test_full_disk_is_one_line(tmp_path, capsys, error):
 
     config = defaults.metaworld()
     config.env.obs = "state"
-    assert main.supervised(config, tmp_path / "run", work) == 1
+    assert cli.supervised(config, tmp_path / "run", work) == 1
     message = capsys.readouterr().err
     assert "cannot write to" in message and "No space left" in message
     assert "nothing that was saved is lost" in message
@@ -180,7 +180,7 @@ def test_unexpected_errors_keep_their_traceback(tmp_path):
     config = defaults.metaworld()
     config.env.obs = "state"
     with pytest.raises(RuntimeError, match="a bug"):
-        main.supervised(config, tmp_path / "run", work)
+        cli.supervised(config, tmp_path / "run", work)
 
 
 def test_what_breaks_by_a_signal_is_a_stop(tmp_path, capfd):
@@ -190,7 +190,7 @@ def test_what_breaks_by_a_signal_is_a_stop(tmp_path, capfd):
 
     config = defaults.metaworld()
     config.env.name = "fake"
-    assert main.supervised(config, tmp_path / "run", work) == 130
+    assert cli.supervised(config, tmp_path / "run", work) == 130
     message = capfd.readouterr().err
     assert "run the same command to go on" in message and "Traceback" not in message
     assert "a library was interrupted" in (tmp_path / "run" / "errors.log").read_text()
@@ -204,7 +204,7 @@ def test_a_drawing_probe_that_got_the_signal_too_is_no_error(tmp_path, capfd, mo
         raise RuntimeError("no OpenGL")
 
     monkeypatch.setattr(gl, "require_gl", probe)
-    assert main.supervised(defaults.metaworld(), tmp_path / "run", lambda stop: None) == 143
+    assert cli.supervised(defaults.metaworld(), tmp_path / "run", lambda stop: None) == 143
     assert "error:" not in capfd.readouterr().err
 
 
@@ -219,7 +219,7 @@ def test_an_error_is_one_line_where_its_details_cannot_be_written(tmp_path, caps
 
     config = defaults.metaworld()
     config.env.name = "fake"
-    assert main.supervised(config, tmp_path / "run", work) == 1
+    assert cli.supervised(config, tmp_path / "run", work) == 1
     assert capsys.readouterr().err.splitlines()[-1] == "error: an episode failed"
 
 
@@ -229,7 +229,7 @@ def test_no_opengl_names_the_packages(tmp_path, capsys, monkeypatch):
     for name in ("MUJOCO_GL", "PYOPENGL_PLATFORM", "MUJOCO_EGL_DEVICE_ID"):  # what drew in this process sets some
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(gl, "backend_problem", lambda name: "broken")
-    assert main.supervised(defaults.metaworld(), tmp_path / "run", lambda stop: None) == 1
+    assert cli.supervised(defaults.metaworld(), tmp_path / "run", lambda stop: None) == 1
     message = capsys.readouterr().err
     assert "libegl1" in message and "libosmesa6" in message
 

@@ -14,13 +14,13 @@ from support.quest_reference import PUBLISHED, Sizes
 from cso_jax import config as configs
 from cso_jax import defaults, import_quest
 from cso_jax import main as cascade
+from cso_jax.cascade import open_run
 from cso_jax.checkpoints import Checkpoints
 from cso_jax.data.language import embeddings
 from cso_jax.envs.protocol import EnvSpec
 from cso_jax.import_quest import Source
-from cso_jax.policies.quest import policy
+from cso_jax.policies.quest.policy import QuestPolicy, build
 from cso_jax.policies.quest.published import QuestError, convert, parameters
-from cso_jax.run import open_run
 
 TASKS = ("up", "down", "left")
 CONFIG = "from cso_jax import defaults\n\ndef get_config():\n    config = defaults.libero()\n    return config\n"
@@ -63,7 +63,7 @@ def networks_of(values, sizes):
             section, name = key.split(".")
             with config.ignore_type(), config.unlocked():
                 config[section][name] = value
-    return policy.build(config, spec_of(sizes), 3, sizes.embedding)
+    return build(config, spec_of(sizes), 3, sizes.embedding)
 
 
 def vectors(sizes, count=3, seed=5):
@@ -103,10 +103,10 @@ def assert_same_actions(sizes, state, networks, variables, rows):
     chunks = np.random.default_rng(11).uniform(-1, 1, (4 * rows, sizes.chunk, sizes.actions)).astype(np.float32)
     bounded, expected = zip(*(model.encode(chunk) for chunk in chunks), strict=True)
     assert np.abs(np.abs(np.array(bounded) - np.floor(bounded)) - 0.5).min() > 1e-5, "on the border of two codes"
-    skills = np.asarray(jax.jit(policy.tokenise, static_argnums=0)(networks, variables, chunks))
+    skills = np.asarray(jax.jit(QuestPolicy.tokenise, static_argnums=0)(networks, variables, chunks))
     np.testing.assert_array_equal(skills, expected)
     assert len(np.unique(skills)) > 2
-    decoded = jax.jit(policy.decode, static_argnums=0)(networks, variables, skills[:rows])
+    decoded = jax.jit(QuestPolicy.decode, static_argnums=0)(networks, variables, skills[:rows])
     np.testing.assert_allclose(decoded, [model.decode(skill) for skill in skills[:rows]], rtol=1e-5, atol=1e-5)
     return skills[:rows]
 
@@ -115,7 +115,7 @@ def assert_same_context(sizes, state, networks, variables, rows):
     """Observations to the two tokens `[rows, 2, D]`, which it returns."""
     model = reference.Model(state, sizes)
     observation = observation_of(sizes, rows)
-    context = np.asarray(jax.jit(policy.encode, static_argnums=0)(networks, variables, observation))
+    context = np.asarray(jax.jit(QuestPolicy.encode, static_argnums=0)(networks, variables, observation))
     wanted = [
         model.context(
             {key: observation[key][row] for key in sizes.image_keys},
@@ -347,7 +347,7 @@ def test_the_workdir_is_that_of_a_run(fake_checkpoint, imported_run):
             assert run.finished(stage)
             meta = run.checkpoints(stage).restore_latest(None)[2]
             assert meta["stage"] == stage and meta["imported"] == "policy.pth" and len(meta["sha256"]) == 64
-        assert_same_numbers(FAKE, state, run.networks, run.variables("imitation"), rows=1)
+        assert_same_numbers(FAKE, state, run.policy, run.variables("imitation"), rows=1)
         np.testing.assert_array_equal(run.variables("codebook")["task_embedding"], vectors(FAKE))
     finally:
         run.close()

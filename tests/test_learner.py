@@ -11,7 +11,10 @@ import pytest
 
 from cso_jax import defaults, learner
 from cso_jax.envs.protocol import EnvSpec
-from cso_jax.policies.quest import policy
+from cso_jax.policies.interface import Sampling
+from cso_jax.policies.observations import fit_normaliser, normalise
+from cso_jax.policies.quest.policy import QuestPolicy, build
+from cso_jax.stages.spo.objectives import clipped
 
 SPEC = EnvSpec(lowdim={"state": 5}, images={}, action_dim=3)
 PIXELS = EnvSpec(lowdim={"hand": 2}, images={"corner2": (16, 16, 3)}, action_dim=3)
@@ -33,8 +36,8 @@ def built(pixels):
     config.autoencoder.encoder_layers = config.autoencoder.decoder_layers = config.prior.layers = 1
     config.encoder.image_width = 16
     config.encoder.lowdim_width = 8
-    networks = policy.build(config, spec, num_tasks=3)
-    return networks, policy.init(networks, jax.random.key(0), spec)
+    policy = build(config, spec, num_tasks=3)
+    return policy, policy.init(jax.random.key(0), spec)
 
 
 def observations(spec=SPEC, rows=ROWS, seed=0):
@@ -44,52 +47,52 @@ def observations(spec=SPEC, rows=ROWS, seed=0):
     return batch | {"task": rng.integers(0, 3, rows).astype(np.int32)}
 
 
-@functools.partial(jax.jit, static_argnames=("networks", "top_k", "temperature"))
-def decide(networks, variables, rows, *, top_k=5, temperature=1.0, keys=None):
+@functools.partial(jax.jit, static_argnames=("policy", "top_k", "temperature"))
+def decide(policy, variables, rows, *, top_k=5, temperature=1.0, keys=None):
     count = len(rows["task"])
     keys = np.stack([np.arange(count), np.arange(count)], 1).astype(np.uint32) if keys is None else keys
     return policy.decide(
-        networks, variables, rows, keys, np.zeros(len(rows["task"]), np.int32),
-        temperature=temperature, top_k=top_k, execution_horizon=4,
+        variables, rows, keys, np.zeros(len(rows["task"]), np.int32),
+        sampling=Sampling(temperature, top_k), execution_horizon=4,
     )  # fmt: skip
 
 
 @pytest.mark.parametrize(("top_k", "temperature"), [(5, 1.0), (0, 1.0), (3, 1.7)])
 def test_the_policy_in_the_ratio_is_the_policy_that_acted(top_k, temperature):
-    networks, variables = small()
-    drawn = decide(networks, variables, observations(), top_k=top_k, temperature=temperature)
-    log_prob, _ = score(networks, variables, drawn.context, drawn.skill, temperature=temperature, support=drawn.support)
+    policy, variables = small()
+    drawn = decide(policy, variables, observations(), top_k=top_k, temperature=temperature)
+    log_prob, _ = score(policy, variables, drawn.context, drawn.skill, temperature=temperature, support=drawn.support)
     np.testing.assert_allclose(log_prob, drawn.log_prob, atol=1e-5)
     assert (drawn.support is None) == (top_k == 0)
     assert drawn.actions.shape == (ROWS, 4, 3)
 
 
 def test_a_row_does_not_depend_on_its_neighbours():
-    networks, variables = small()
+    policy, variables = small()
     rows, keys = observations(), np.arange(2 * ROWS, dtype=np.uint32).reshape(ROWS, 2)
-    together = decide(networks, variables, rows, keys=keys)
+    together = decide(policy, variables, rows, keys=keys)
     order = np.random.default_rng(1).permutation(ROWS)
-    moved = decide(networks, variables, {name: value[order] for name, value in rows.items()}, keys=keys[order])
+    moved = decide(policy, variables, {name: value[order] for name, value in rows.items()}, keys=keys[order])
     np.testing.assert_array_equal(np.asarray(together.skill)[order], moved.skill)
     np.testing.assert_array_equal(np.asarray(together.log_prob)[order], moved.log_prob)
     np.testing.assert_array_equal(np.asarray(together.actions)[order], moved.actions)
 
 
-score = jax.jit(policy.score, static_argnames=("networks", "temperature"))
+score = jax.jit(QuestPolicy.score, static_argnames=("self", "temperature"))
 
 
-def surrogate(networks, mesh, **changes):
+def surrogate(policy, mesh, unit="skill"):
     optimiser = optax.sgd(0.1)  # Adam's first step is the sign of the gradient: it would hide its size
-    arguments = {
-        "unit": "skill", "clip_low": 0.93, "clip_high": 1.15, "average": "episode_sum", "length_normalise": False,
-        "temperature": 1.0, "entropy_bonus": 0.0, "freeze_encoder": True,
-    }  # fmt: skip
-    return optimiser, learner.surrogate_update(networks, optimiser, mesh, **arguments | changes)
+    settings = defaults.metaworld().copy_and_resolve_references().spo
+    with settings.unlocked():
+        settings.unit = unit
+    loss = clipped.loss(settings)
+    return optimiser, learner.policy_gradient_update(policy, optimiser, mesh, loss, temperature=1.0, entropy_bonus=0.0)
 
 
-def rollouts(networks, variables, rows=None):
+def rollouts(policy, variables, rows=None):
     rows = observations() if rows is None else rows
-    drawn = decide(networks, variables, rows)
+    drawn = decide(policy, variables, rows)
     return {
         "skill": np.asarray(drawn.skill),
         "log_prob": np.asarray(drawn.log_prob),
@@ -97,21 +100,22 @@ def rollouts(networks, variables, rows=None):
         "context": np.asarray(drawn.context),
         "advantage": np.where(np.arange(ROWS) < ROWS // 2, 0.5, -0.5).astype(np.float32),
         "episode_id": (np.arange(ROWS) // 2).astype(np.int32),
+        "episodes": np.full(ROWS, ROWS // 2, np.float32),
         "mask": np.ones(ROWS, np.float32),
     }
 
 
 @pytest.mark.parametrize("unit", ["token", "skill", "trajectory"])
 def test_an_update_favours_what_succeeded(unit):
-    networks, variables = small()
+    policy, variables = small()
     mesh = learner.make_mesh(jax.devices()[:1])
-    optimiser, update = surrogate(networks, mesh, unit=unit)
-    batch = rollouts(networks, variables)
-    state, metrics = update(learner.start(variables, learner.PRIOR_PARTS, optimiser), batch, jax.random.key(0))
+    optimiser, update = surrogate(policy, mesh, unit=unit)
+    batch = rollouts(policy, variables)
+    state, metrics = update(learner.start(variables, ("prior",), optimiser), batch, jax.random.key(0))
     assert metrics["clip_fraction"] == 0
     assert metrics["max_abs_token_log_ratio"] < 1e-5
     after, _ = score(
-        networks, state.variables, batch["context"], batch["skill"], temperature=1.0, support=batch["support"]
+        policy, state.variables, batch["context"], batch["skill"], temperature=1.0, support=batch["support"]
     )
     change = np.sum(np.asarray(after) - batch["log_prob"], axis=1)
     assert change[: ROWS // 2].mean() > 0 > change[ROWS // 2 :].mean()
@@ -119,13 +123,13 @@ def test_an_update_favours_what_succeeded(unit):
 
 
 def test_two_devices_compute_what_one_does():
-    networks, variables = small()
+    policy, variables = small()
     outcomes = []
     for devices in (jax.devices()[:1], jax.devices()[:2]):
         mesh = learner.make_mesh(devices)
-        optimiser, update = surrogate(networks, mesh, unit="trajectory")
-        state = learner.replicate(learner.start(variables, learner.PRIOR_PARTS, optimiser), mesh)
-        outcomes.append(update(state, learner.shard(rollouts(networks, variables), mesh), jax.random.key(0)))
+        optimiser, update = surrogate(policy, mesh, unit="trajectory")
+        state = learner.replicate(learner.start(variables, ("prior",), optimiser), mesh)
+        outcomes.append(update(state, learner.shard(rollouts(policy, variables), mesh), jax.random.key(0)))
     (one, one_metrics), (two, two_metrics) = outcomes
     for left, right in zip(jax.tree.leaves(one.trainable), jax.tree.leaves(two.trainable), strict=True):
         np.testing.assert_allclose(left, right, atol=2e-6)
@@ -136,18 +140,18 @@ def test_two_devices_compute_what_one_does():
 
 
 def test_what_is_frozen_stays():
-    networks, variables = small(PIXELS)
+    policy, variables = small(PIXELS)
     mesh = learner.make_mesh(jax.devices()[:1])
     rows = observations(PIXELS)
-    batch = rollouts(networks, variables, rows)
-    optimiser, update = surrogate(networks, mesh)
-    frozen, _ = update(learner.start(variables, learner.PRIOR_PARTS, optimiser), batch, jax.random.key(0))
+    batch = rollouts(policy, variables, rows)
+    optimiser, update = surrogate(policy, mesh)
+    frozen, _ = update(learner.start(variables, ("prior",), optimiser), batch, jax.random.key(0))
     assert set(frozen.trainable) == {"prior"}
     assert_equal(frozen.fixed["encoder"], variables["encoder"])
-    optimiser, update = surrogate(networks, mesh, freeze_encoder=False)
+    optimiser, update = surrogate(policy, mesh)
     batch.pop("context")
     batch |= {f"observation/{name}": value for name, value in rows.items()}
-    free, metrics = update(learner.start(variables, learner.POLICY_PARTS, optimiser), batch, jax.random.key(0))
+    free, metrics = update(learner.start(variables, ("encoder", "prior"), optimiser), batch, jax.random.key(0))
     assert metrics["max_abs_token_log_ratio"] < 1e-4
     # The first image convolution moves; the running statistics belong to imitation and stay.
     moved = free.trainable["encoder"]["image_corner2"]["trunk"]["conv1"]["kernel"]
@@ -158,39 +162,42 @@ def test_what_is_frozen_stays():
 @pytest.mark.parametrize("spec", [SPEC, PIXELS], ids=["state", "pixels"])
 def test_what_acts_and_what_is_scored_is_float32_on_any_hardware(spec):
     """Lowered programs: every product and convolution asks for HIGHEST, those of the gradient too."""
-    networks, variables = small(spec)
+    policy, variables = small(spec)
     rows = observations(spec)
-    acting = decide.lower(networks, variables, rows).as_text()
+    acting = decide.lower(policy, variables, rows).as_text()
     assert precisions(acting) == {"HIGHEST"} and len(dots(acting)) > 10
-    batch = rollouts(networks, variables, rows)
+    batch = rollouts(policy, variables, rows)
     scoring = score.lower(
-        networks, variables, batch["context"], batch["skill"], temperature=1.0, support=batch["support"]
+        policy, variables, batch["context"], batch["skill"], temperature=1.0, support=batch["support"]
     )
     assert precisions(scoring.as_text()) == {"HIGHEST"}
     mesh = learner.make_mesh(jax.devices()[:1])
-    optimiser, update = surrogate(networks, mesh, freeze_encoder=False)
+    optimiser, update = surrogate(policy, mesh)
     batch.pop("context")
     batch |= {f"observation/{name}": value for name, value in rows.items()}
-    state = learner.start(variables, learner.POLICY_PARTS, optimiser)
+    state = learner.start(variables, ("encoder", "prior"), optimiser)
     updating = update.lower(state, batch, jax.random.key(0)).as_text()
     assert precisions(updating) == {"HIGHEST"} and len(dots(updating)) > len(dots(scoring.as_text()))
     assert ("convolution" in "".join(dots(updating))) == bool(spec.images)
-    tokenising = jax.jit(policy.tokenise, static_argnums=0).lower(networks, variables, np.zeros((2, 8, 3), np.float32))
+    tokenising = jax.jit(QuestPolicy.tokenise, static_argnums=0).lower(
+        policy, variables, np.zeros((2, 8, 3), np.float32)
+    )
     assert precisions(tokenising.as_text()) == {"HIGHEST"}
 
 
 @pytest.mark.parametrize(("precision", "wanted"), [("default", {"DEFAULT"}), ("highest", {"HIGHEST"})])
 def test_training_has_the_precision_that_is_asked_for(precision, wanted):
-    networks, variables = small(PIXELS)
+    policy, variables = small(PIXELS)
     mesh = learner.make_mesh(jax.devices()[:1])
     optimiser = optax.sgd(0.1)
-    imitation = learner.imitation_update(networks, optimiser, mesh, augment_images=False, precision=precision)
+    loss = functools.partial(policy.loss, augment_images=False)
+    imitation = learner.supervised_update(loss, optimiser, mesh, precision=precision)
     batch = observations(PIXELS) | {"skill": np.zeros((ROWS, 2), np.int32)}
-    state = learner.start(variables, learner.POLICY_PARTS, optimiser)
+    state = learner.start(variables, ("encoder", "prior"), optimiser)
     assert precisions(imitation.lower(state, batch, jax.random.key(0)).as_text()) == wanted
-    codebook = learner.codebook_update(networks, optimiser, mesh, precision=precision)
-    state = learner.start(variables, learner.CODEBOOK_PARTS, optimiser)
-    chunks = {"chunks": np.zeros((4, 8, 3), np.float32)}
+    codebook = learner.supervised_update(policy.codebook_loss, optimiser, mesh, precision=precision)
+    state = learner.start(variables, ("autoencoder",), optimiser)
+    chunks = {"chunk": np.zeros((4, 8, 3), np.float32)}
     assert precisions(codebook.lower(state, chunks, jax.random.key(0)).as_text()) == wanted
 
 
@@ -205,13 +212,13 @@ def precisions(program):
 
 
 def test_sampling_works_on_the_arrays_of_a_checkpoint():
-    networks, variables = small()
+    policy, variables = small()
     on_disk = jax.tree.map(np.asarray, variables)
     keys = jax.random.split(jax.random.key(0), ROWS)
-    context = policy.encode(networks, on_disk, observations())
-    drawn = policy.sample(networks, on_disk, context, keys, temperature=1.0, top_k=5)
+    context = policy.encode(on_disk, observations())
+    drawn = policy.sample(on_disk, context, keys, Sampling(1.0, 5))
     assert drawn.tokens.shape == (ROWS, 2) and np.isfinite(drawn.log_prob).all()
-    assert np.isfinite(policy.decode(networks, on_disk, np.asarray(drawn.tokens))).all()
+    assert np.isfinite(policy.decode(on_disk, np.asarray(drawn.tokens))).all()
 
 
 def assert_equal(one, other):
@@ -220,11 +227,11 @@ def assert_equal(one, other):
 
 
 def test_imitation_learns_and_moves_running_statistics():
-    networks, variables = small(PIXELS)
+    policy, variables = small(PIXELS)
     mesh = learner.make_mesh(jax.devices()[:1])
     optimiser, _ = learner.make_optimiser(learning_rate=3e-3, weight_decay=0.0, clip_norm=1.0)
-    update = learner.imitation_update(networks, optimiser, mesh, augment_images=True)
-    state = learner.start(variables, learner.POLICY_PARTS, optimiser)
+    update = learner.supervised_update(functools.partial(policy.loss, augment_images=True), optimiser, mesh)
+    state = learner.start(variables, ("encoder", "prior"), optimiser)
     batch = observations(PIXELS) | {"skill": np.tile(np.arange(2, dtype=np.int32), (ROWS, 1))}
     losses = []
     for step in range(30):
@@ -233,7 +240,7 @@ def test_imitation_learns_and_moves_running_statistics():
     assert losses[-1] < 0.5 * losses[0]
     before, after = jax.tree.leaves(variables["batch_stats"]), jax.tree.leaves(state.fixed["batch_stats"])
     assert any(not np.array_equal(a, b) for a, b in zip(before, after, strict=True))
-    assert float(learner.imitation_loss(networks)(state.variables, batch)) < losses[0]
+    assert float(policy.held_out_loss(state.variables, batch)) < losses[0]
 
 
 def test_weight_decay_acts_on_matrices_only():
@@ -262,8 +269,8 @@ def test_normaliser():
     rng = np.random.default_rng(0)
     values = rng.normal(3.0, 2.0, (1000, 2)).astype(np.float32)
     values[:, 1] = 0.25
-    stats = policy.fit_normaliser({"state": values})
-    normalised = policy.normalise({"normaliser": stats}, {"state": values, "task": np.zeros(3)})
+    stats = fit_normaliser({"state": values})
+    normalised = normalise({"normaliser": stats}, {"state": values, "task": np.zeros(3)})
     np.testing.assert_allclose(np.mean(normalised["state"][:, 0]), 0, atol=1e-3)
     np.testing.assert_allclose(np.std(normalised["state"][:, 0]), 1, rtol=1e-3)
     np.testing.assert_allclose(normalised["state"][:, 1], 0, atol=1e-4)  # constant, not 0 / 0

@@ -211,13 +211,13 @@ def test_an_episode_weighs_the_same_in_whichever_minibatch_it_lands(method, aver
     lengths = [14, 13, 2, 3, 2, 2, 3, 2]
     episodes = [
         {"skill": rng.integers(0, 9, (n, 3)), "log_prob": rng.normal(-1, 0.2, (n, 3)).astype(np.float32),
-         "number": np.full(n, i)} for i, n in enumerate(lengths)
+         "number": np.full(n, i), "advantage": np.full(n, -0.6 if n > 5 else 0.2, np.float32)}
+        for i, n in enumerate(lengths)
     ]  # fmt: skip
-    advantages = np.where(np.array(lengths) > 5, -0.6, 0.2)
 
     def gradient(size, seed):
         """Of the sum over the minibatches by each episode's first token's parameter."""
-        batches = minibatches(episodes, advantages, size=size, seed=seed)
+        batches = minibatches(episodes, size=size, seed=seed)
 
         def total(offsets):
             losses = []

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from cso_jax import config as configs
 from cso_jax import envs, telemetry
+from cso_jax.cli import fail
 from cso_jax.data.language import embeddings
 from cso_jax.data.libero import hub, inventory, official
 from cso_jax.data.store import StoreError
@@ -25,8 +26,6 @@ _FLAGS = ("--yes", "--help")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status: 0, or 1 after an error or for files with problems."""
-    from cso_jax.main import fail
-
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or "--help" in given:
         telemetry.show(__doc__ or "")

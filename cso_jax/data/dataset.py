@@ -25,6 +25,9 @@ class ChunkWindows:
     def __len__(self) -> int:
         return len(self._actions)
 
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        return self.take(rows)
+
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Chunks `[B, T, A]` that start at `rows` `[B]`."""
         return self._actions[np.minimum(rows[:, None] + self._offsets, self._last[rows][:, None])]
@@ -90,8 +93,28 @@ class StoredImages:
         return datasets[name]
 
 
+class History:
+    """A column whose row is the last N rows of another, oldest first; the first of an episode repeats before it."""
+
+    def __init__(self, column: Any, lengths: Sequence[int], history: int):
+        """`column`: the rows of all episodes, of the given lengths, one after the other."""
+        self._column = column
+        self._first = np.repeat(np.cumsum([0, *lengths[:-1]]), lengths)
+        self._offsets = np.arange(1 - history, 1)
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """`[B, N, ...]` for `rows` `[B]`."""
+        rows = np.asarray(rows)
+        wanted = np.maximum(rows[:, None] + self._offsets, self._first[rows][:, None])
+        found = self._column[wanted.ravel()]
+        return found.reshape(*wanted.shape, *found.shape[1:])
+
+
 class Rows:
-    """Columns with one row per decision or step, indexed together. A column is an array or `StoredImages`."""
+    """Columns with one row per decision or step, indexed together: arrays, or what is indexed and measured as one."""
 
     def __init__(self, columns: dict[str, Any]):
         sizes = {name: len(column) for name, column in columns.items()}

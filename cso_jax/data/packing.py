@@ -1,4 +1,4 @@
-"""Skills of many episodes in flat arrays of a fixed size, as the clipped surrogate takes them."""
+"""Items of many skills (episodes, pairs of episodes) in flat arrays of a fixed size, as the losses take them."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,35 +8,30 @@ Columns = Mapping[str, np.ndarray]
 
 
 def minibatches(
-    episodes: Sequence[Columns], advantages: np.ndarray | Sequence[np.ndarray], *, size: int, seed: int
+    items: Sequence[Columns], *, size: int, seed: int, item_id: str = "episode_id", item_count: str = "episodes"
 ) -> list[dict[str, np.ndarray]]:
-    """Cut episodes into minibatches of exactly `size` skills, whole episodes only, in a random order.
+    """Cut items into minibatches of exactly `size` skills, whole items only, in a random order.
 
     Whole episodes at every granularity, so that the trajectory ratio is that of a trajectory and an ablation over the
-    granularity changes nothing else. All minibatches hold nearly the same number of skills, long and short episodes
-    mixed; and since their numbers of episodes differ all the same, the mean number goes with each. The rest is padding.
+    granularity changes nothing else. All minibatches hold nearly the same number of skills, long and short items
+    mixed; and since their numbers of items differ all the same, the mean number goes with each. The rest is padding.
 
     Args:
-      episodes: columns `[D, ...]` of each episode, the same names in all.
-      advantages: one number per episode, which holds for each of its skills (Eq. 8), or `[D]` numbers.
-      size: S. Raises ValueError if an episode is longer.
-      seed: of which episodes meet, and of the order.
+      items: columns `[D, ...]` of each item, the same names in all.
+      size: S. Raises ValueError if an item is longer.
+      seed: of which items meet, and of the order.
+      item_id, item_count: the names of two columns that are added.
 
     Returns:
-      Per minibatch the columns `[S, ...]`, `advantage` [S], `episode_id` int32 [S] counted from 0 in each minibatch,
-      `mask` float32 [S], 0 for padding, and `episodes` float32 [S], everywhere the mean number of episodes in one of
-      these minibatches.
+      Per minibatch the columns `[S, ...]`, `item_id` int32 [S] counted from 0 in each minibatch, `mask` float32 [S], 0
+      for padding, and `item_count` float32 [S], everywhere the mean number of items in one of these minibatches.
     """
-    lengths = np.array([len(next(iter(columns.values()))) for columns in episodes], int)
+    lengths = np.array([len(next(iter(columns.values()))) for columns in items], int)
     if len(lengths) and lengths.max() > size:
-        raise ValueError(f"an episode has {lengths.max()} skills, more than the {size} of a minibatch")
+        raise ValueError(f"an item has {lengths.max()} skills, more than the {size} of a minibatch")
     bins = balanced_bins(lengths, size=size, seed=seed)
-    mean = np.full(size, len(episodes) / max(len(bins), 1), np.float32)
-    return [
-        _fill([episodes[i] for i in chosen], [advantages[i] for i in chosen], lengths[chosen], size)
-        | {"episodes": mean}
-        for chosen in bins
-    ]
+    mean = np.full(size, len(items) / max(len(bins), 1), np.float32)
+    return [_fill([items[i] for i in chosen], lengths[chosen], size, item_id) | {item_count: mean} for chosen in bins]
 
 
 def balanced_bins(lengths: np.ndarray, *, size: int, seed: int) -> list[np.ndarray]:
@@ -63,17 +58,13 @@ def balanced_bins(lengths: np.ndarray, *, size: int, seed: int) -> list[np.ndarr
     raise ValueError(f"an item is longer than a bin of {size}")
 
 
-def _fill(
-    episodes: Sequence[Columns], advantages: Sequence[np.ndarray], lengths: np.ndarray, size: int
-) -> dict[str, np.ndarray]:
+def _fill(items: Sequence[Columns], lengths: np.ndarray, size: int, item_id: str) -> dict[str, np.ndarray]:
     used = int(lengths.sum())
     batch = {}
-    for name in episodes[0]:
-        column = np.concatenate([columns[name] for columns in episodes])
+    for name in items[0]:
+        column = np.concatenate([columns[name] for columns in items])
         # Padding repeats a real row: whatever is computed from it is finite, and the mask leaves it out.
         batch[name] = np.concatenate([column, np.repeat(column[:1], size - used, axis=0)])
-    per_skill = [np.broadcast_to(value, (length,)) for value, length in zip(advantages, lengths, strict=True)]
-    batch["advantage"] = np.pad(np.concatenate(per_skill).astype(np.float32), (0, size - used))
-    batch["episode_id"] = np.pad(np.repeat(np.arange(len(episodes), dtype=np.int32), lengths), (0, size - used))
+    batch[item_id] = np.pad(np.repeat(np.arange(len(items), dtype=np.int32), lengths), (0, size - used))
     batch["mask"] = (np.arange(size) < used).astype(np.float32)
     return batch

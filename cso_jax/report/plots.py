@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cso_jax.report.run_files import STAGE_NAMES, Run
 from cso_jax.report.tables import ranked_tasks
+from cso_jax.stages import table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,8 +20,8 @@ VARIABLES = {
     INK: "ink", MUTED: "muted", GRID: "grid",
     BLUE: "blue", ORANGE: "orange", GREEN: "green", RED: "red", GREY: "grey",
 }  # fmt: skip
-STAGE_COLOURS = {"imitation": GREY, "rsft": ORANGE, "spo": BLUE}
-STAGE_MARKERS = {"imitation": "o", "rsft": "s", "spo": "D"}  # colour is never the only difference
+_BY_NAME = {name: colour for colour, name in VARIABLES.items()}
+STAGE_COLOURS = {stage.name: _BY_NAME[stage.colour] for stage in table.STAGES.values() if stage.evaluated}
 
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -86,7 +87,8 @@ def success_by_stage(run: Run) -> str:
                 axes.plot([100 * bound for bound in cell.bounds], [y, y], color=colour, linewidth=1.6)
             axes.plot(
                 [100 * cell.rate for _, cell in points], [y for y, _ in points],
-                color=colour, marker=STAGE_MARKERS[stage], markersize=5, linestyle="none", label=STAGE_NAMES[stage],
+                color=colour, marker=table.STAGES[stage].marker, markersize=5, linestyle="none",
+                label=STAGE_NAMES[stage],
             )  # fmt: skip
         if len(names) > 1:
             axes.axhline(len(names) - 1.5, color=MUTED, linewidth=0.8)

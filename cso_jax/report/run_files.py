@@ -9,18 +9,10 @@ from typing import Any
 
 from cso_jax.files import PathLike, read_jsonl
 from cso_jax.report.table import Interval
+from cso_jax.stages import table
 from cso_jax.telemetry import PhaseClock
 
-EVALUATED = ("imitation", "rsft", "spo")  # in the order in which a run reaches them
-STAGE_NAMES = {
-    "demos": "Demonstrations",
-    "codebook": "Codebook",
-    "imitation": "Imitation",
-    "rsft": "R-SFT",
-    "rsft_collect": "R-SFT rollouts",
-    "spo": "SPO",
-    "report": "Report",
-}
+STAGE_NAMES = table.labels() | {"report": "Report"}
 
 
 @dataclass(frozen=True)
@@ -42,7 +34,7 @@ class Run:
     @property
     def stages(self) -> list[str]:
         """The evaluated stages that have results, in order."""
-        return [stage for stage in EVALUATED if self.results.get(stage)]
+        return [stage for stage in table.EVALUATED if self.results.get(stage)]
 
     def overall(self, stage: str) -> Interval:
         """All tasks of a stage together."""
@@ -99,7 +91,7 @@ def is_number(value: Any) -> bool:
 
 def _results(raw: Mapping[str, Any]) -> dict[str, dict[str, Interval]]:
     results: dict[str, dict[str, Interval]] = {}
-    for stage in EVALUATED:
+    for stage in table.EVALUATED:
         tasks = raw.get(stage)
         for task, cell in tasks.items() if isinstance(tasks, dict) else ():
             if isinstance(cell, dict) and is_number(cell.get("successes")) and is_number(cell.get("episodes")):
@@ -109,7 +101,7 @@ def _results(raw: Mapping[str, Any]) -> dict[str, dict[str, Interval]]:
 
 def _results_of_episodes(episodes: Mapping[str, list[dict[str, Any]]]) -> dict[str, dict[str, Interval]]:
     results: dict[str, dict[str, Interval]] = {}
-    for stage in EVALUATED:
+    for stage in table.EVALUATED:
         outcome = {(row["task"], row["init"], str(row.get("seed"))): row["success"] for row in episodes.get(stage, [])}
         for task in sorted({key[0] for key in outcome}):
             values = [bool(success) for key, success in outcome.items() if key[0] == task]

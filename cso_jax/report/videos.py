@@ -10,10 +10,11 @@ from PIL import Image
 from cso_jax import envs, telemetry
 from cso_jax.envs import gl
 from cso_jax.envs.protocol import EvalInit
-from cso_jax.evaluation import make_evaluation_act, rollout
+from cso_jax.evaluation import make_evaluation_act
 from cso_jax.files import atomic_write_bytes, read_jsonl
 from cso_jax.rollout.episodes import EpisodeRequest, RolloutError
 from cso_jax.run import Run
+from cso_jax.stages import table
 
 _FRAME_MS = 80
 
@@ -45,11 +46,11 @@ def run_stage(run: Run, final: str) -> None:
 
 
 def _record(run: Run, missing: list[dict[str, Any]]) -> None:
-    run.restart_pool()  # processes started before may have been told that nothing is drawn
+    run.restart_runner()  # processes started before may have been told that nothing is drawn
     for stage in sorted({row["stage"] for row in missing}):
         wanted = [row for row in missing if row["stage"] == stage]
         act = make_evaluation_act(run, stage)
-        for row, record in zip(wanted, rollout(run, [_request(run, row) for row in wanted], act), strict=True):
+        for row, record in zip(wanted, run.rollout([_request(run, row) for row in wanted], act), strict=True):
             if not record.frames:
                 telemetry.log("no videos: the simulators of this run draw nothing")
                 return
@@ -61,7 +62,8 @@ def _record(run: Run, missing: list[dict[str, Any]]) -> None:
 
 def choose(rows: Sequence[dict[str, Any]], tasks: Sequence[str], final: str, count: int) -> list[dict[str, Any]]:
     """Rows of `episodes.jsonl` worth a video: tasks with both outcomes first, then the rest."""
-    before = {(row["task"], row["init"]): row for row in rows if row["stage"] == "imitation"}
+    first = table.EVALUATED[0]
+    before = {(row["task"], row["init"]): row for row in rows if row["stage"] == first}
 
     def of(task: str, success: bool) -> list[dict[str, Any]]:
         return [r for r in rows if r["stage"] == final and r["task"] == task and r["success"] == success]
@@ -71,7 +73,7 @@ def choose(rows: Sequence[dict[str, Any]], tasks: Sequence[str], final: str, cou
     for task in ranked[:count]:
         successes, failures = of(task, True), of(task, False)
         turned = [row for row in successes if not before.get((task, row["init"]), {"success": True})["success"]]
-        if turned and final != "imitation":
+        if turned and final != first:
             chosen += [before[task, turned[0]["init"]], turned[0]]
         else:
             chosen += successes[:1]

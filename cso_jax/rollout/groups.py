@@ -1,8 +1,11 @@
-"""Which episodes to run: the two sampling rules of Algorithm 1, over any `run_wave(requests) -> records`.
+"""Which episodes to run: the sampling rules of Algorithm 1, over any `run_wave(requests) -> records`.
 
-`n_strikes` (R-SFT) keeps successes, `collect_groups` (SPO's dynamic rejection) keeps groups with both outcomes. A
-wave is one list of requests that run together. Both rules finish every wave they begin, so an episode's length has no
-say in whether it is used, and both draw initial states by counting, so a resumed run draws what it would have.
+- N-strikes (R-SFT): `n_strikes` keeps successes.
+- Dynamic rejection (SPO): `collect_groups` keeps groups with both outcomes.
+- Neither: `collect_every_group` keeps what comes, for baselines that are not the group's mean.
+
+A wave is one list of requests that run together. All rules finish every wave they begin, so an episode's length has no
+say in whether it is used, and all draw initial states by counting, so a resumed run draws what it would have.
 """
 
 import dataclasses
@@ -99,6 +102,34 @@ def collect_groups(
         surplus=max(0, len(informative) - groups),
         success_rate=successes / (drawn * group_size),
         exhausted=len(informative) < groups,
+    )
+
+
+def collect_every_group(
+    draw_init: Callable[[int], TrainInit],
+    make_request: Callable[[TrainInit, int], Request],
+    run_wave: Callable[[Sequence[Request]], Sequence[Record]],
+    *,
+    groups: int,
+    group_size: int,
+    wave_groups: int,
+) -> GroupBatch[Record]:
+    """The first `groups` groups, whatever came of them. Raises as `collect_groups` does."""
+    _require_positive(groups=groups, group_size=group_size, wave_groups=wave_groups)
+    kept: list[list[Record]] = []
+    for first in range(0, groups, wave_groups):
+        inits = [require_train(draw_init(k)) for k in range(first, min(first + wave_groups, groups))]
+        records = _run(run_wave, [make_request(init, attempt) for init in inits for attempt in range(group_size)])
+        kept.extend(_split(records, group_size))
+    wins = [sum(bool(record.success) for record in group) for group in kept]
+    return GroupBatch(
+        kept=kept,
+        drawn=groups,
+        all_success=wins.count(group_size),
+        all_failure=wins.count(0),
+        surplus=0,
+        success_rate=sum(wins) / (groups * group_size),
+        exhausted=False,
     )
 
 

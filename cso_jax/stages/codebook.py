@@ -4,16 +4,22 @@ import json
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
-from cso_jax import fsq, learner
+from cso_jax import learner
 from cso_jax.data.dataset import BatchOrder, ChunkWindows
 from cso_jax.files import atomic_write_text
-from cso_jax.policies.quest import policy
+from cso_jax.policies.interface import SkillPolicy, Variables
 from cso_jax.run import Run
-from cso_jax.stages import demos
+from cso_jax.stages import demos, fitting
 from cso_jax.stages.fitting import fit, optimiser_of
 
 STAGE = "codebook"
+
+
+def problems(config: ConfigDict) -> list[str]:
+    """What does not go together in `config.codebook`."""
+    return fitting.problems(config, STAGE)
 
 
 def run_stage(run: Run) -> None:
@@ -29,7 +35,7 @@ def run_stage(run: Run) -> None:
     order = BatchOrder(settings.batch_size, len(windows), run.seed(STAGE, "order"))
     optimiser, schedule = optimiser_of(settings, settings.steps)
     variables = run.fresh_variables(run.key("init"))
-    codes = fsq.codebook_size(run.networks.autoencoder.levels)
+    policy, codes = run.skill_policy, run.skill_policy.codes
 
     def summarise(_state, rows):
         counts = np.bincount(np.concatenate([row["codes"].ravel() for row in rows]), minlength=codes)
@@ -42,9 +48,9 @@ def run_stage(run: Run) -> None:
     state = fit(
         run,
         STAGE,
-        state=learner.start(variables, learner.CODEBOOK_PARTS, optimiser),
-        update=learner.codebook_update(run.networks, optimiser, run.mesh, precision=run.config.precision),
-        batch=lambda step: {"chunks": windows.take(order(step))},
+        state=learner.start(variables, policy.trained_parts(STAGE, run.config), optimiser),
+        update=learner.supervised_update(policy.codebook_loss, optimiser, run.mesh, precision=run.config.precision),
+        batch=lambda step: {"chunk": windows.take(order(step))},
         steps=settings.steps,
         settings=settings,
         schedule=schedule,
@@ -58,17 +64,23 @@ def run_stage(run: Run) -> None:
 
 
 def tokenise_all(
-    run: Run, variables: policy.Variables, windows: ChunkWindows, rows: np.ndarray | None = None, batch: int = 1024
+    run: Run, variables: Variables, windows: ChunkWindows, rows: np.ndarray | None = None, batch: int = 1024
 ) -> np.ndarray:
     """Skills `[N, K]` int32 of the windows (all of them, or the given rows), by the autoencoder as it stands."""
     rows = np.arange(len(windows)) if rows is None else rows
-    encode = jax.jit(policy.tokenise, static_argnums=0)
     parts = []
     for first in range(0, len(rows), batch):
         chosen = rows[first : first + batch]
         padded = np.pad(chosen, (0, batch - len(chosen)), mode="edge")
-        parts.append(np.asarray(encode(run.networks, variables, windows.take(padded)))[: len(chosen)])
+        parts.append(np.asarray(_tokenise(run.skill_policy, variables, windows.take(padded)))[: len(chosen)])
     return np.concatenate(parts)
+
+
+def _tokenise_unjitted(policy: SkillPolicy, variables: Variables, chunks: jax.Array) -> jax.Array:
+    return policy.tokenise(variables, chunks)
+
+
+_tokenise = jax.jit(_tokenise_unjitted, static_argnums=0)
 
 
 def _perplexity(counts: np.ndarray) -> float:

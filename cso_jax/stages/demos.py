@@ -5,16 +5,40 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from cso_jax import envs, experts, telemetry
+from cso_jax import envs, experts, policies, rules, telemetry
 from cso_jax.data import store
 from cso_jax.data.libero import official
 from cso_jax.experts.protocol import CollectDemo, Demonstration
 from cso_jax.rollout.episodes import Interrupted
 from cso_jax.rollout.jobs import Job, JobError, JobProcesses, ProcessDied
-from cso_jax.run import Run, RunError, Stopped, usable_cpus
+from cso_jax.rollout.runner import usable_cpus
+from cso_jax.run import Run, RunError, Stopped
 
 STAGE = "demos"
+
+
+def problems(config: ConfigDict) -> list[str]:
+    """What does not go together in `config.data` and `config.demos`."""
+    official_files = config.data == "official"
+    expert = config.env.name in experts.EXPERTS or config.env.name not in envs.BENCHMARKS
+    checks = (
+        (config.data != "scripted" or expert,
+         f"config.data=scripted needs scripted experts; there are some for {', '.join(experts.EXPERTS)}, not for "
+         f"{config.env.name}"),
+        (not official_files or config.env.name == "libero", "config.data=official is for LIBERO's files only"),
+        (not official_files or config.demos.folder != "",
+         "config.data=official reads HDF5 files: --config.demos.folder=FOLDER says where they are"),
+        (not official_files or config.demos.label == "executed",
+         "config.demos.label=expert needs scripted demonstrations: official files hold executed actions"),
+    )  # fmt: skip
+    return [
+        *rules.one_of("data", config.data, ("scripted", "official")),
+        *rules.one_of("demos.label", config.demos.label, ("executed", "expert")),
+        *rules.one_of("demos.actions", config.demos.actions, official.ACTION_RULES),
+        *(message for fits, message in checks if not fits),
+    ]
 
 
 def path(run: Run, task: str) -> Path:
@@ -26,7 +50,8 @@ def path(run: Run, task: str) -> Path:
 
 def run_stage(run: Run) -> None:
     """See to it that every task has `config.demos.per_task` demonstrations, if anything is still to learn from them."""
-    learnt = run.finished("codebook") and run.finished("imitation")
+    learners = [name for name in ("codebook", "imitation") if name in policies.stages_of(run.config)]
+    learnt = all(run.finished(name) for name in learners)
     if learnt and not run.config.rsft.demo_fraction:
         return
     if run.config.data == "official":

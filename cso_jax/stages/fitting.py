@@ -13,6 +13,23 @@ from cso_jax.learner import LearnerState, Update
 from cso_jax.run import Run, RunError, Stopped
 
 
+def problems(config: ConfigDict, stage: str) -> list[str]:
+    """What does not go together in the learning rate and the length of a supervised stage."""
+    settings = config[stage]
+    found = []
+    if settings.final_learning_rate > settings.learning_rate:
+        found.append(
+            f"config.{stage}.final_learning_rate is {settings.final_learning_rate:g}, above "
+            f"config.{stage}.learning_rate = {settings.learning_rate:g}: it is where the cosine ends; lower it too"
+        )
+    by_epochs = settings.get("epochs") is not None and settings.steps == 0  # how many steps is not known yet
+    if not by_epochs and settings.warmup_steps > settings.steps:
+        found.append(
+            f"config.{stage}.warmup_steps is {settings.warmup_steps}, but the stage has {settings.steps} steps"
+        )
+    return found
+
+
 def optimiser_of(settings: ConfigDict, steps: int) -> Any:
     """The optimiser and schedule of a supervised stage's settings."""
     return learner.make_optimiser(

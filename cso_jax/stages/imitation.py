@@ -1,17 +1,20 @@
-"""Stage imitation: (observation, skill) of the demonstrations -> skill prior and encoders (QueST stage 2, Eq. 2)."""
+"""Stage imitation: observations of the demonstrations -> what was done, as skills (QueST stage 2, Eq. 2) or chunks."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
+import optax
+from ml_collections import ConfigDict
 
 from cso_jax import learner
-from cso_jax.data.dataset import BatchOrder, ChunkWindows, Rows, StoredImages
+from cso_jax.data.dataset import BatchOrder, ChunkWindows, History, Rows, StoredImages
 from cso_jax.data.store import StoredEpisode
-from cso_jax.policies.quest import policy
+from cso_jax.policies.interface import Variables
 from cso_jax.run import Run, RunError
-from cso_jax.stages import demos
+from cso_jax.stages import demos, fitting
 from cso_jax.stages.codebook import tokenise_all
 from cso_jax.stages.fitting import fit, optimiser_of
 
@@ -20,25 +23,32 @@ _VALIDATION_ROWS = 2048
 _IMAGES_IN_MEMORY = 6 * 2**30  # bytes; larger image columns are read from the files batch by batch
 
 
+def problems(config: ConfigDict) -> list[str]:
+    """What does not go together in `config.imitation`."""
+    found = fitting.problems(config, STAGE)
+    if not 0.0 <= config.imitation.validation_fraction < 1.0:
+        found.append("config.imitation.validation_fraction must be in [0, 1)")
+    return found
+
+
 def run_stage(run: Run) -> None:
-    """Train encoder and prior to predict the skills of the demonstrations."""
+    """Train the policy to predict what the demonstrations did."""
     if run.finished(STAGE):
         return
     settings = run.config.imitation
-    variables = run.variables("codebook")
+    tokenised = run.policy.wants.target == "skill"
+    variables = run.variables("codebook") if tokenised else run.fresh_variables(run.key("init"))
     training, validation = demonstration_rows(run, variables)
-    lowdim = {name: training.columns[name] for name in run.spec.lowdim}
-    if run.config.encoder.normalise:
-        variables["normaliser"] = policy.fit_normaliser(lowdim)
+    everything = np.arange(len(training))
+    lowdim = {name: training.columns[name][everything] for name in run.spec.lowdim}
+    variables = run.policy.prepare(variables, lowdim, run.config)
     optimiser, schedule = optimiser_of(settings, settings.steps)
     order = BatchOrder(settings.batch_size, len(training), run.seed(STAGE, "order"))
     fit(
         run,
         STAGE,
-        state=learner.start(variables, learner.POLICY_PARTS, optimiser),
-        update=learner.imitation_update(
-            run.networks, optimiser, run.mesh, augment_images=settings.augment, precision=run.config.precision
-        ),
+        state=learner.start(variables, run.policy.trained_parts(STAGE, run.config), optimiser),
+        update=update_of(run, optimiser, settings),
         batch=lambda step: training.take(order(step)),
         steps=settings.steps,
         settings=settings,
@@ -47,16 +57,22 @@ def run_stage(run: Run) -> None:
     )
 
 
+def update_of(run: Run, optimiser: optax.GradientTransformation, settings: ConfigDict) -> learner.Update:
+    """A step of the policy's own loss, as imitation and R-SFT take it."""
+    loss = functools.partial(run.policy.loss, augment_images=settings.augment)
+    return learner.supervised_update(loss, optimiser, run.mesh, precision=run.config.precision)
+
+
 def summary_with_validation(run: Run, validation: Rows | None):
     """A `summarise` for `fit`: window means, and the loss on held-out rows where there are any."""
-    loss = learner.imitation_loss(run.networks)
+    loss = jax.jit(run.policy.held_out_loss)
     held_out = None
     if validation is not None:
         rows = np.linspace(0, len(validation) - 1, min(_VALIDATION_ROWS, len(validation))).astype(int)
         held_out = validation.take(rows)
 
     def summarise(state: learner.LearnerState, rows: list[dict[str, np.ndarray]]) -> dict[str, float]:
-        values = {name: float(np.mean([row[name] for row in rows])) for name in ("token_accuracy", "grad_norm")}
+        values = {name: float(np.mean([row[name] for row in rows])) for name in rows[0] if name != "loss"}
         if held_out is not None:
             values["validation_loss"] = float(loss(state.variables, held_out))
         return values
@@ -64,7 +80,7 @@ def summary_with_validation(run: Run, validation: Rows | None):
     return summarise
 
 
-def demonstration_rows(run: Run, variables: policy.Variables) -> tuple[Rows, Rows | None]:
+def demonstration_rows(run: Run, variables: Variables) -> tuple[Rows, Rows | None]:
     """Training and validation rows of the demonstrations: observation columns, `task` [N] and `skill` [N, K].
 
     The last episodes of each task, `config.imitation.validation_fraction` of them, are the validation rows.
@@ -84,10 +100,9 @@ def demonstration_rows(run: Run, variables: policy.Variables) -> tuple[Rows, Row
     return built[0], built[1]
 
 
-def _rows(run: Run, variables: policy.Variables, chosen: Sequence[tuple[int, StoredEpisode]], in_memory: bool) -> Rows:
-    windows = ChunkWindows(
-        [demos.actions_of(run, episode) for _, episode in chosen], run.config.autoencoder.chunk_length
-    )
+def _rows(run: Run, variables: Variables, chosen: Sequence[tuple[int, StoredEpisode]], in_memory: bool) -> Rows:
+    wants = run.policy.wants
+    windows = ChunkWindows([demos.actions_of(run, episode) for _, episode in chosen], wants.chunk_length)
     columns: dict[str, Any] = {
         name: np.concatenate([episode.observations[name] for _, episode in chosen]) for name in run.spec.lowdim
     }
@@ -96,8 +111,14 @@ def _rows(run: Run, variables: policy.Variables, chosen: Sequence[tuple[int, Sto
             columns[name] = np.concatenate([episode.observations[name] for _, episode in chosen])
         else:
             columns[name] = StoredImages([episode.column(name) for _, episode in chosen])
+    if wants.history > 1:
+        lengths = [len(episode) for _, episode in chosen]
+        columns = {name: History(column, lengths, wants.history) for name, column in columns.items()}
     columns["task"] = np.concatenate([np.full(len(episode), task, np.int32) for task, episode in chosen])
-    columns["skill"] = tokenise_all(run, {"autoencoder": jax.device_put(variables["autoencoder"])}, windows)
+    if wants.target == "skill":
+        columns["skill"] = tokenise_all(run, {"autoencoder": jax.device_put(variables["autoencoder"])}, windows)
+    else:
+        columns["chunk"] = windows
     return Rows(columns)
 
 

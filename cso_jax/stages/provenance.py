@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from cso_jax import config as configs
+from cso_jax import config_values as configs
 from cso_jax import telemetry
 from cso_jax.checkpoints import Checkpoints
 from cso_jax.data.libero import official

@@ -1,31 +1,64 @@
 """Stage rsft: the policy's own successes -> supervised fine-tuning of the whole policy (Algorithm 1, stage 1; Eq. 6).
 
 Collected successes are stored wave by wave under `workdir/rsft/`, each file with the position that the collection had
-reached, so a killed run goes on from its last complete wave. The encoder is frozen afterwards:
-`stages/spo/stage.py` trains the prior only.
+reached, so a killed run goes on from its last complete wave. What of the policy each
+stage trains, and that the encoder is frozen afterwards, is said in one place: the policy's `trained_parts`.
 """
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
-from cso_jax import learner, telemetry
+from cso_jax import learner, rules, telemetry
 from cso_jax.data import store
 from cso_jax.data.dataset import BatchOrder, Rows, StoredImages
-from cso_jax.evaluation import rollout
 from cso_jax.files import atomic_write_text
+from cso_jax.policies.interface import Sampling
 from cso_jax.rollout.actor import make_act
 from cso_jax.rollout.episodes import EpisodeRecord, EpisodeRequest
-from cso_jax.rollout.groups import TaskCursor, n_strikes
+from cso_jax.rollout.groups import STRIKE_RULES, TaskCursor, n_strikes
 from cso_jax.run import Run
+from cso_jax.stages import fitting
 from cso_jax.stages.fitting import fit, optimiser_of
-from cso_jax.stages.imitation import demonstration_rows, summary_with_validation
+from cso_jax.stages.imitation import demonstration_rows, summary_with_validation, update_of
 
 STAGE = "rsft"
 _COLLECT = "rsft_collect"
+
+
+def problems(config: ConfigDict) -> list[str]:
+    """What does not go together in `config.rsft`."""
+    settings = config.rsft
+    found = rules.one_of("rsft.strike_rule", settings.strike_rule, STRIKE_RULES)
+    if settings.enabled:
+        found += fitting.problems(config, STAGE)
+        if settings.steps == 0 and settings.epochs == 0:
+            found.append("config.rsft.steps and config.rsft.epochs are both 0: one of them says how long R-SFT trains")
+        if settings.strikes > 1 and settings.strike_rule != "new_state":
+            why = (
+                f"the {settings.strikes} attempts (config.rsft.strikes) from an initial state would all be the same; "
+                "R-SFT needs"
+            )
+            found += rules.draws("rsft", settings, why, ", or config.rsft.strikes=1")
+    if not 0.0 <= settings.demo_fraction < 1.0:
+        found.append("config.rsft.demo_fraction must be in [0, 1)")
+    if settings.strike_rule != "new_state" and settings.max_rollouts_per_task < settings.strikes:
+        found.append(
+            f"config.rsft.max_rollouts_per_task is {settings.max_rollouts_per_task}, but one initial state takes "
+            f"config.rsft.strikes = {settings.strikes} rollouts"
+        )
+    return found
+
+
+def needs(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The stages that this one starts from: demonstrations too, where they are mixed into its batches."""
+    return ("imitation", "demos", "codebook") if config["rsft"]["demo_fraction"] else ("imitation",)
 
 
 def run_stage(run: Run) -> None:
@@ -41,7 +74,7 @@ def run_stage(run: Run) -> None:
     settings = run.config.rsft
     if not any(cursor.successes for cursor in cursors.values()):
         telemetry.warn("R-SFT: no success in any task, so there is nothing to learn from; the policy stays as it is")
-        state = learner.start(variables, learner.POLICY_PARTS, optimiser_of(settings, 1)[0])
+        state = learner.start(variables, run.policy.trained_parts(STAGE, run.config), optimiser_of(settings, 1)[0])
         run.checkpoints(STAGE).save(0, jax.device_get(state), {"stage": STAGE, "final": True})
         return
     rows = success_rows(run)
@@ -52,10 +85,8 @@ def run_stage(run: Run) -> None:
     fit(
         run,
         STAGE,
-        state=learner.start(variables, learner.POLICY_PARTS, optimiser),
-        update=learner.imitation_update(
-            run.networks, optimiser, run.mesh, augment_images=settings.augment, precision=run.config.precision
-        ),
+        state=learner.start(variables, run.policy.trained_parts(STAGE, run.config), optimiser),
+        update=update_of(run, optimiser, settings),
         batch=batch,
         steps=steps,
         settings=settings,
@@ -68,16 +99,8 @@ def collect(run: Run) -> dict[str, TaskCursor]:
     """N-strikes collection up to `config.rsft.successes_per_task`; what is stored already is not run again."""
     settings = run.config.rsft
     cursors, parts = _stored_position(run)
-    act = make_act(
-        run.networks,
-        run.variables("imitation"),
-        run.tasks,
-        temperature=settings.temperature,
-        top_k=settings.top_k,
-        execution_horizon=run.config.execution_horizon,
-        keep=("skill", "log_prob"),
-        clock=run.clock,
-    )
+    agent = run.agent(run.variables("imitation"), Sampling(settings.temperature, settings.top_k))
+    act = make_act(agent, keep=("skill", "log_prob"), clock=run.clock)
 
     def make_request(init, attempt: int) -> EpisodeRequest:
         return EpisodeRequest(init, run.episode_key(STAGE, init.task, init.index, attempt))
@@ -100,7 +123,7 @@ def collect(run: Run) -> dict[str, TaskCursor]:
         return n_strikes(
             lambda task, k: run.train_init(STAGE, task, k),
             make_request,
-            lambda requests: rollout(run, requests, act, keep_observations=True),
+            lambda requests: run.rollout(requests, act, keep_observations=True),
             tasks=run.tasks,
             target=settings.successes_per_task,
             strikes=settings.strikes,

@@ -127,14 +127,14 @@ def prefix_variance(
 
 def measure_run(workdir: Path) -> int:
     """Measure the last update of a finished run; returns an exit status as `cso_jax.main` does."""
-    from cso_jax.main import supervised
+    from cso_jax.cli import supervised
 
     config = configs.from_json((workdir / "config.json").read_text())
     return supervised(config, workdir, lambda stop: _measure(config, workdir, stop))
 
 
 def _measure(config: Any, workdir: Path, stop: Any) -> None:
-    from cso_jax.run import open_run
+    from cso_jax.cascade import open_run
     from cso_jax.stages.spo import stage as spo
     from cso_jax.stages.spo.material import episode_columns, score_episodes
 
@@ -173,6 +173,7 @@ def _before_last_update(run: Any, workdir: Path) -> tuple[dict, int, dict]:
     """
     from cso_jax.checkpoints import Checkpoints
     from cso_jax.run import RunError
+    from cso_jax.stages.spo import stage as spo
 
     folder = workdir / "checkpoints" / "spo"
     steps = sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())
@@ -182,8 +183,7 @@ def _before_last_update(run: Any, workdir: Path) -> tuple[dict, int, dict]:
             "needed: run the suite with config.spo.checkpoint_every = 1"
         )
     if len(steps) < 2:
-        start = "rsft" if run.config.rsft.enabled else "imitation"
-        return run.variables(start), 0, {task: [1.0, 2.0] for task in run.tasks}
+        return run.variables(spo.start_from(run.config)), 0, {task: [1.0, 2.0] for task in run.tasks}
     with tempfile.TemporaryDirectory() as scratch:
         # Checkpoints hands out the newest: a folder with the older one alone.
         shutil.copytree(folder / str(steps[-2]), Path(scratch) / str(steps[-2]))

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from cso_jax import config as configs
-from cso_jax import main as cascade
 from cso_jax import telemetry
+from cso_jax.cli import fail, run_command
 from cso_jax.files import atomic_write_text
+from cso_jax.main import main as train
 from harness import workdirs
 
 
@@ -43,7 +44,7 @@ def run_job(job: dict[str, Any]) -> int:
 
 def _cascade(job: dict[str, Any], workdir: Path, overrides: list[tuple[str, str]]) -> int:
     arguments = [f"--config={job['suite']}", f"--workdir={workdir}"]
-    return cascade.main(arguments + [f"--config.{key}={value}" for key, value in [*overrides, *job["neutral"]]])
+    return train(arguments + [f"--config.{key}={value}" for key, value in [*overrides, *job["neutral"]]])
 
 
 def _run_rounds(job: dict[str, Any], workdir: Path, overrides: list[tuple[str, str]]) -> int:
@@ -78,8 +79,8 @@ def main() -> int:
     try:
         return run_job(json.loads(sys.argv[1]))
     except configs.ConfigError as error:
-        return cascade.fail(error)
+        return fail(error)
 
 
 if __name__ == "__main__":
-    cascade.run_command(main)
+    run_command(main)

@@ -22,8 +22,8 @@ from pathlib import Path
 
 from cso_jax import config as configs
 from cso_jax import telemetry
+from cso_jax.cli import fail, run_command
 from cso_jax.files import rewrite_jsonl
-from cso_jax.main import fail, run_command
 from cso_jax.stopping import EXIT_INTERRUPTED, EXIT_STOPPED, stop_on_signals
 from harness import plots, results, tables
 from harness.options import Options, parse, usage

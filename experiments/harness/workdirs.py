@@ -23,7 +23,7 @@ from cso_jax.files import append_jsonl, atomic_write_text, read_jsonl
 from cso_jax.stages import provenance, table
 from cso_jax.telemetry import PhaseClock
 
-_SHARED = ("demos", "codebook", "imitation", "rsft")  # what a variant may take from its base
+_SHARED = tuple(name for name in table.STAGES if name != "spo")  # what a variant may take from its base
 
 
 def shared_stages(base: ConfigDict, config: ConfigDict) -> list[str]:

@@ -99,14 +99,16 @@ def test_prefetched_is_in_order():
 
 
 def packed_episodes(lengths):
-    return [{"skill": np.full((length, 2), index)} for index, length in enumerate(lengths)]
+    return [
+        {"skill": np.full((length, 2), index), "advantage": np.full(length, 0.5 * index, np.float32)}
+        for index, length in enumerate(lengths)
+    ]
 
 
 def test_minibatches_hold_whole_episodes():
     lengths = [3, 5, 2, 4, 1]
     episodes = packed_episodes(lengths)
-    advantages = np.array([0.5, -0.5, 0.25, -0.25, 1.0])
-    batches = minibatches(episodes, advantages, size=6, seed=0)
+    batches = minibatches(episodes, size=6, seed=0)
     seen = {}
     for batch in batches:
         assert all(len(column) == 6 for column in batch.values())
@@ -116,14 +118,13 @@ def test_minibatches_hold_whole_episodes():
             index = int(batch["skill"][rows][0, 0])
             assert (batch["skill"][rows] == index).all()
             assert rows.sum() == lengths[index]
-            np.testing.assert_allclose(batch["advantage"][rows], advantages[index])
+            np.testing.assert_allclose(batch["advantage"][rows], 0.5 * index)
             seen[index] = seen.get(index, 0) + 1
-        assert (batch["advantage"][~real] == 0).all()
         np.testing.assert_allclose(batch["episodes"], 5 / len(batches))
     assert seen == dict.fromkeys(range(5), 1)
-    with pytest.raises(ValueError, match="an episode has 5 skills"):
-        minibatches(episodes, advantages, size=4, seed=0)
-    assert minibatches([], np.zeros(0), size=4, seed=0) == []
+    with pytest.raises(ValueError, match="an item has 5 skills"):
+        minibatches(episodes, size=4, seed=0)
+    assert minibatches([], size=4, seed=0) == []
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -132,7 +133,7 @@ def test_minibatches_are_balanced(seed):
     rng = np.random.default_rng(seed)
     failures = int(rng.integers(40, 200))
     lengths = np.concatenate([np.full(failures, 25), rng.integers(4, 20, 320 - failures)])
-    batches = minibatches(packed_episodes(lengths), np.zeros(320), size=256, seed=seed)
+    batches = minibatches(packed_episodes(lengths), size=256, seed=seed)
     skills = [int(batch["mask"].sum()) for batch in batches]
     assert sum(skills) == lengths.sum()
     assert len(batches) <= -(-lengths.sum() // 256) + 1
@@ -145,10 +146,10 @@ def test_minibatches_are_balanced(seed):
 
 def test_minibatches_are_a_function_of_the_seed():
     lengths = np.random.default_rng(1).integers(1, 9, 40)
-    episodes, advantages = packed_episodes(lengths), np.arange(40.0)
+    episodes = packed_episodes(lengths)
 
     def order(seed):
-        return [batch["skill"].tolist() for batch in minibatches(episodes, advantages, size=16, seed=seed)]
+        return [batch["skill"].tolist() for batch in minibatches(episodes, size=16, seed=seed)]
 
     assert order(3) == order(3)
     assert order(3) != order(4)
@@ -161,6 +162,9 @@ def test_a_bin_more_where_greedy_filling_leaves_something_over():
     assert sorted(np.concatenate(bins)) == [0, 1, 2, 3, 4]
 
 
-def test_an_advantage_per_skill():
-    batch = minibatches(packed_episodes([2]), [np.array([0.25, -1.0])], size=3, seed=0)[0]
-    np.testing.assert_array_equal(batch["advantage"], np.float32([0.25, -1.0, 0.0]))
+def test_items_that_are_not_episodes_have_their_own_names():
+    pairs = [{"sign": np.float32([1.0, -1.0])}, {"sign": np.float32([1.0, 1.0, -1.0])}]
+    (batch,) = minibatches(pairs, size=6, seed=0, item_id="pair_id", item_count="pairs")
+    assert set(batch) == {"sign", "pair_id", "pairs", "mask"}
+    assert sorted(np.bincount(batch["pair_id"][batch["mask"] == 1])) == [2, 3]
+    np.testing.assert_array_equal(batch["pairs"], 2.0)

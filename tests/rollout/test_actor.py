@@ -7,7 +7,9 @@ import pytest
 from cso_jax import defaults
 from cso_jax.envs import fake
 from cso_jax.envs.protocol import EvalInit
-from cso_jax.policies.quest import policy
+from cso_jax.policies.agent import Agent
+from cso_jax.policies.interface import Sampling
+from cso_jax.policies.quest.policy import build
 from cso_jax.rollout.actor import make_act
 from cso_jax.rollout.episodes import EpisodeRequest, RolloutError
 from cso_jax.rollout.pool import WorkerPool
@@ -22,12 +24,12 @@ def parts():
     config.autoencoder.encoder_layers = config.autoencoder.decoder_layers = config.prior.layers = 1
     config.encoder.lowdim_width = 8
     spec = fake.spec({})
-    networks = policy.build(config, spec, num_tasks=3)
-    return networks, policy.init(networks, jax.random.key(0), spec)
+    policy = build(config, spec, num_tasks=3)
+    return policy, policy.init(jax.random.key(0), spec)
 
 
-def run(networks, variables, temperature, top_k):
-    act = make_act(networks, variables, fake.DEFAULT_TASKS, temperature=temperature, top_k=top_k, execution_horizon=4)
+def run(policy, variables, temperature, top_k):
+    act = make_act(Agent(policy, variables, fake.DEFAULT_TASKS, Sampling(temperature, top_k), execution_horizon=4))
     requests = [EpisodeRequest(EvalInit("left", number), np.array([7, number], np.uint32)) for number in range(2)]
     with WorkerPool(fake.make_environments, {"horizon": 8}, workers=1, slots=2, log=lambda line: None) as pool:
         return pool.run(requests, act, keep_observations=False)
@@ -36,10 +38,10 @@ def run(networks, variables, temperature, top_k):
 @pytest.mark.parametrize(("temperature", "top_k"), [(1.0, 5), (1.0, 0), (0.0, 0), (0.0, 5)])
 @pytest.mark.parametrize("path", [("prior", "head", "bias"), ("encoder", "obs_proj", "kernel")])
 def test_an_evaluation_of_a_broken_policy_ends_in_one_line(parts, temperature, top_k, path):
-    networks, variables = parts
-    assert len(run(networks, variables, temperature, top_k)) == 2
+    policy, variables = parts
+    assert len(run(policy, variables, temperature, top_k)) == 2
     broken = jax.tree.map(np.array, variables)
     part, module, name = path
     broken[part][module][name].flat[3] = np.nan
     with pytest.raises(RolloutError, match=r"log_prob are not finite for eval:left:0 at decision 0: its parameters"):
-        run(networks, broken, temperature, top_k)
+        run(policy, broken, temperature, top_k)

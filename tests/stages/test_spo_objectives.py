@@ -12,7 +12,7 @@ from support.cascade import CONFIG, metrics_of, policy_of, results_of, saved
 from cso_jax import config as configs
 from cso_jax import main
 from cso_jax.files import read_jsonl
-from cso_jax.stages.spo.material import pair_indices
+from cso_jax.stages.spo.objectives.preference import pair_indices
 from cso_jax.stages.spo.stage import task_mean
 
 OBJECTIVES = {

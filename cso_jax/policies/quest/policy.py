@@ -1,8 +1,6 @@
-"""The policy as pure functions: encode observations, sample skills, decode chunks, score skills.
+"""The QueST policy: encode observations, sample skills, decode chunks, score skills, and the losses that train it.
 
-This is the one door between the functional core and the host shell, and all of it computes in float32 whatever the
-hardware's default (`cso_jax.precision`). A policy is its `Networks` (what to compute) and
-its variables (a plain dictionary of arrays):
+All that acts or scores computes in float32 whatever the hardware's default (`cso_jax.precision`). Its variables:
 
     {"autoencoder": params, "encoder": params, "prior": params,
      "batch_stats": running statistics of the encoder, "normaliser": {key: {"mean": [P], "std": [P]}},
@@ -11,44 +9,69 @@ its variables (a plain dictionary of arrays):
 Letters: B rows, C context tokens, D width, K tokens per skill, T actions per chunk, E executed actions, A action size.
 """
 
+import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 from ml_collections import ConfigDict
 
-from cso_jax import fsq
+from cso_jax import fsq, objectives
+from cso_jax import rules as value_rules
 from cso_jax.envs.protocol import EnvSpec
+from cso_jax.networks.apply import apply
+from cso_jax.networks.augment import augment
 from cso_jax.networks.observation import ObservationEncoder
+from cso_jax.policies.interface import Decision, Loss, Rows, Sampling, Variables, Wants
+from cso_jax.policies.observations import fit_normaliser, identity_normaliser, normalise, placeholders
 from cso_jax.policies.quest.autoencoder import ActionAutoencoder
 from cso_jax.policies.quest.prior import Sample, SkillPrior, entropy_of, log_prob_of
 from cso_jax.precision import exact
 
-Variables = dict[str, Any]
+STAGES = ("demos", "codebook", "imitation", "rsft", "spo")
+DEFAULTS: dict[str, Any] = {}  # its values are the sections autoencoder, encoder and prior
 
 
-def apply(module: nn.Module, variables: Any, *arguments: Any, **keywords: Any) -> Any:
-    """A module's method on variables that may be NumPy arrays, as checkpoints are read.
+def problems(config: ConfigDict) -> list[str]:
+    """What is wrong with the sizes of the networks, one line each."""
+    autoencoder, prior = config.autoencoder, config.prior
+    lists = {
+        "autoencoder.strides": autoencoder.strides,
+        "autoencoder.kernels": autoencoder.kernels,
+        "encoder.lowdim_hidden": config.encoder.lowdim_hidden,
+        "autoencoder.levels": autoencoder.levels,
+    }
+    uncountable = [key for key, sizes in lists.items() if not all(isinstance(n, int) and n > 0 for n in sizes)]
+    if uncountable:  # the rules below compute with them
+        return [f"config.{key} must hold whole numbers of at least 1; got {lists[key]}" for key in uncountable]
+    chunk, codes = autoencoder.chunk_length, math.prod(autoencoder.levels)
+    rules = (
+        *((config[part].dropout < 1, f"config.{part}.dropout is a probability below 1; got {config[part].dropout}")
+          for part in ("autoencoder", "prior")),
+        *((config[part].top_k <= codes, f"config.{part}.top_k is {config[part].top_k}, but there are {codes} codes")
+          for part in ("sampling", "rsft")),
+        (chunk % math.prod(autoencoder.strides) == 0,
+         f"config.autoencoder.strides {autoencoder.strides} must divide the chunk of {chunk} actions"),
+        (len(autoencoder.strides) == len(autoencoder.kernels),
+         "config.autoencoder.strides and config.autoencoder.kernels must have one entry per layer"),
+        (config.execution_horizon <= chunk,
+         f"config.execution_horizon is {config.execution_horizon}, but a chunk has {chunk} actions"),
+        (prior.width % max(prior.heads, 1) == 0, "config.prior.heads must divide config.prior.width"),
+        (autoencoder.width % max(autoencoder.heads, 1) == 0,
+         "config.autoencoder.heads must divide config.autoencoder.width"),
+        (all(level >= 2 for level in autoencoder.levels), "config.autoencoder.levels must all be at least 2"),
+        (autoencoder.width % 8 == 0, "config.autoencoder.width must be a multiple of 8 (GroupNorm's groups)"),
+    )  # fmt: skip
+    return [message for fits, message in rules if not fits] + value_rules.one_of(
+        "encoder.norm", config.encoder.norm, ("batch", "group")
+    )
 
-    flax types every `apply` as a union of all that it could return; here it is what the method returns.
-    """
-    return module.apply(jax.tree.map(jnp.asarray, variables), *arguments, **keywords)
 
-
-class Networks(NamedTuple):
-    """The three networks of a QueST policy; flax modules without parameters."""
-
-    autoencoder: ActionAutoencoder
-    encoder: ObservationEncoder
-    prior: SkillPrior
-
-
-def build(config: ConfigDict, spec: EnvSpec, num_tasks: int, embedding_dim: int = 0) -> Networks:
-    """The networks of a config for an environment with `num_tasks` tasks.
+def build(config: ConfigDict, spec: EnvSpec, num_tasks: int, embedding_dim: int = 0) -> "QuestPolicy":
+    """The policy of a config for an environment with `num_tasks` tasks.
 
     `embedding_dim` is the size of the task embeddings, 0 where the encoder learns a row per task id.
     """
@@ -84,163 +107,207 @@ def build(config: ConfigDict, spec: EnvSpec, num_tasks: int, embedding_dim: int 
         heads=config.prior.heads,
         dropout=config.prior.dropout,
     )
-    return Networks(autoencoder, encoder, prior)
+    return QuestPolicy(autoencoder, encoder, prior)
 
 
-def init(networks: Networks, key: jax.Array, spec: EnvSpec, task_embedding: np.ndarray | None = None) -> Variables:
-    """Fresh variables; the normaliser is the identity until the demonstrations set it.
+@dataclasses.dataclass(frozen=True)
+class QuestPolicy:
+    """The three networks of a QueST policy, flax modules without parameters. Satisfies `SkillPolicy`."""
 
-    `task_embedding` `[N, E]` float32 is kept with them, for networks that were built for embeddings of size E.
-    """
-    if task_embedding is not None:
-        chex.assert_shape(task_embedding, (None, networks.encoder.task_dim))
-    keys = jax.random.split(key, 3)
-    autoencoder = networks.autoencoder
-    actions = jnp.zeros((2, autoencoder.chunk_length, autoencoder.action_dim), jnp.float32)
-    observation = {name: jnp.zeros((2, size), jnp.float32) for name, size in spec.lowdim.items()}
-    observation |= {name: jnp.zeros((2, *shape), jnp.uint8) for name, shape in spec.images.items()}
-    by_id = networks.encoder.task_kind == "id"
-    observation["task"] = jnp.zeros((2,), jnp.int32) if by_id else jnp.zeros((2, networks.encoder.task_dim))
+    autoencoder: ActionAutoencoder
+    encoder: ObservationEncoder
+    prior: SkillPrior
 
-    @jax.jit
-    def create(keys):
-        encoder = networks.encoder.init(keys[1], observation, train=False)
-        context = apply(networks.encoder, encoder, observation, train=False)
-        tokens = jnp.zeros((2, networks.prior.tokens), jnp.int32)
+    @property
+    def wants(self) -> Wants:
+        return Wants(self.autoencoder.chunk_length, target="skill")
+
+    @property
+    def codes(self) -> int:
+        return fsq.codebook_size(self.autoencoder.levels)
+
+    def trained_parts(self, stage: str, config: ConfigDict) -> tuple[str, ...]:
+        """What each stage trains. Nothing else freezes anything: a stage's other parts stay as they came.
+
+        - codebook: the action autoencoder (Eq. 1), which no later stage touches.
+        - imitation: encoder and prior (Eq. 2). rsft: both again (Eq. 6, section 4.1).
+        - spo: the prior alone: the encoder is frozen after R-SFT (Algorithm 1; section 4.1, "Upon
+          completion, we freeze"; Appendix E.2). `config.spo.freeze_encoder=false` is Table 2's "w/o Encoder Freeze".
+
+        Raises KeyError for an unknown stage.
+        """
         return {
-            "autoencoder": autoencoder.init(keys[0], actions, deterministic=True)["params"],
-            "encoder": encoder["params"],
-            "prior": networks.prior.init(keys[2], context, tokens)["params"],
-            "batch_stats": encoder.get("batch_stats", {}),
-        }
+            "codebook": ("autoencoder",),
+            "imitation": ("encoder", "prior"),
+            "rsft": ("encoder", "prior"),
+            "spo": ("prior",) if config.spo.freeze_encoder else ("encoder", "prior"),
+        }[stage]
 
-    variables = create(keys)
-    variables["normaliser"] = {
-        name: {"mean": jnp.zeros((size,), jnp.float32), "std": jnp.ones((size,), jnp.float32)}
-        for name, size in spec.lowdim.items()
-    }
-    if task_embedding is not None:
-        variables["task_embedding"] = jnp.asarray(task_embedding, jnp.float32)
-    return variables
+    def init(self, key: jax.Array, spec: EnvSpec, task_embedding: np.ndarray | None = None) -> Variables:
+        """Fresh variables; the normaliser is the identity until the demonstrations set it.
 
+        `task_embedding` `[N, E]` float32 is kept with them, for a policy that was built for embeddings of size E.
+        """
+        if task_embedding is not None:
+            chex.assert_shape(task_embedding, (None, self.encoder.task_dim))
+        keys = jax.random.split(key, 3)
+        actions = jnp.zeros((2, self.autoencoder.chunk_length, self.autoencoder.action_dim), jnp.float32)
+        observation = placeholders(spec.lowdim, spec.images, 2)
+        by_id = self.encoder.task_kind == "id"
+        observation["task"] = jnp.zeros((2,), jnp.int32) if by_id else jnp.zeros((2, self.encoder.task_dim))
 
-def fit_normaliser(lowdim: dict[str, np.ndarray], *, floor: float = 1e-2) -> dict[str, dict[str, np.ndarray]]:
-    """Mean and standard deviation per entry of `{key: [N, P]}`.
+        @jax.jit
+        def create(keys):
+            encoder = self.encoder.init(keys[1], observation, train=False)
+            context = apply(self.encoder, encoder, observation, train=False)
+            tokens = jnp.zeros((2, self.prior.tokens), jnp.int32)
+            return {
+                "autoencoder": self.autoencoder.init(keys[0], actions, deterministic=True)["params"],
+                "encoder": encoder["params"],
+                "prior": self.prior.init(keys[2], context, tokens)["params"],
+                "batch_stats": encoder.get("batch_stats", {}),
+            }
 
-    `floor` bounds the standard deviation from below: entries that (almost) never move would otherwise turn noise far
-    below a millimetre into large inputs.
-    """
-    return {
-        key: {
-            "mean": values.mean(axis=0, dtype=np.float64).astype(np.float32),
-            "std": np.maximum(values.std(axis=0, dtype=np.float64), floor).astype(np.float32),
-        }
-        for key, values in lowdim.items()
-    }
+        variables = create(keys)
+        variables["normaliser"] = identity_normaliser(spec.lowdim)
+        if task_embedding is not None:
+            variables["task_embedding"] = jnp.asarray(task_embedding, jnp.float32)
+        return variables
 
+    def prepare(self, variables: Variables, lowdim: dict[str, np.ndarray], config: ConfigDict) -> Variables:
+        """The normaliser fitted to the demonstrations where `config.encoder.normalise` asks for it."""
+        return variables | {"normaliser": fit_normaliser(lowdim)} if config.encoder.normalise else variables
 
-def normalise(variables: Variables, observation: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """What the encoder reads: low-dimensional entries normalised, the task's id replaced by its embedding, if any."""
-    stats = variables["normaliser"]
-    ready = {
-        key: (value - stats[key]["mean"]) / stats[key]["std"] if key in stats else value
-        for key, value in observation.items()
-    }
-    if "task_embedding" in variables:
-        ready["task"] = jnp.asarray(variables["task_embedding"])[observation["task"]]
-    return ready
+    # ------------------------------------------------------------------------------------------------------- losses
 
+    def codebook_loss(self, trainable: Variables, fixed: Variables, batch: Rows, key: jax.Array) -> Loss:
+        """The reconstruction of `chunk` `[B, T, A]` (Eq. 1). The metrics hold `codes` `[B, K]`, the indices, too."""
+        del fixed
+        reconstruction, indices = apply(
+            self.autoencoder,
+            {"params": trainable["autoencoder"]},
+            batch["chunk"],
+            deterministic=False,
+            rngs={"dropout": key},
+        )
+        return Loss(objectives.reconstruction_l1(reconstruction, batch["chunk"]), {}, {"codes": indices})
 
-@exact
-def encode(networks: Networks, variables: Variables, observation: dict[str, jax.Array]) -> jax.Array:
-    """Context `[B, C, D]` of observations (rows stacked), with running statistics where the encoder has them."""
-    return apply(
-        networks.encoder,
-        {"params": variables["encoder"], "batch_stats": variables["batch_stats"]},
-        normalise(variables, observation),
-        train=False,
-    )
+    def loss(
+        self, trainable: Variables, fixed: Variables, batch: Rows, key: jax.Array, *, augment_images: bool
+    ) -> Loss:
+        """The likelihood of `skill` `[B, K]` (Eq. 2 and Eq. 6) for encoder and prior.
 
+        The encoder's running statistics, where it has them, move with the batch.
+        """
+        observation = {name: value for name, value in batch.items() if name != "skill"}
+        keys = jax.random.split(key, 3)
+        if augment_images:
+            observation = {
+                name: augment(jax.random.fold_in(keys[0], number), value) if value.ndim == 4 else value
+                for number, (name, value) in enumerate(sorted(observation.items()))
+            }
+        context, mutated = apply(
+            self.encoder,
+            {"params": trainable["encoder"], "batch_stats": fixed["batch_stats"]},
+            normalise(fixed, observation),
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": keys[1]},
+        )
+        logits = apply(
+            self.prior,
+            {"params": trainable["prior"]},
+            context,
+            batch["skill"],
+            deterministic=False,
+            rngs={"dropout": keys[2]},
+        )
+        log_prob = jax.nn.log_softmax(logits.astype(jnp.float32))
+        chosen = jnp.take_along_axis(log_prob, batch["skill"][..., None], axis=-1)[..., 0]
+        accuracy = jnp.mean(jnp.argmax(logits, -1) == batch["skill"])
+        changed = {"batch_stats": mutated.get("batch_stats", {})}
+        return Loss(objectives.imitation_nll(chosen), changed, {"token_accuracy": accuracy})
 
-@exact
-def sample(
-    networks: Networks, variables: Variables, context: jax.Array, keys: jax.Array, *, temperature: float, top_k: int
-) -> Sample:
-    """One skill per row, and the log-probabilities of the distribution that it was drawn from."""
-    return apply(
-        networks.prior,
-        {"params": variables["prior"]},
-        context,
-        keys,
-        temperature=temperature,
-        top_k=top_k,
-        method="sample",
-    )
+    def held_out_loss(self, variables: Variables, batch: Rows) -> jax.Array:
+        """The same without dropout, augmentation or update: for validation."""
+        observation = {name: value for name, value in batch.items() if name != "skill"}
+        context = self.encode(variables, observation)
+        log_prob, _ = self.score(variables, context, batch["skill"], temperature=1.0)
+        return objectives.imitation_nll(log_prob)
 
+    # ------------------------------------------------------------------------------------------- acting and scoring
 
-@exact
-def decode(networks: Networks, variables: Variables, skills: jax.Array) -> jax.Array:
-    """Chunks `[B, T, A]` of skills `[B, K]`."""
-    return apply(networks.autoencoder, {"params": variables["autoencoder"]}, skills, method="decode")
+    @exact
+    def encode(self, variables: Variables, observation: Rows) -> jax.Array:
+        """Context `[B, C, D]` of observations (rows stacked), with running statistics where the encoder has them."""
+        return apply(
+            self.encoder,
+            {"params": variables["encoder"], "batch_stats": variables["batch_stats"]},
+            normalise(variables, observation),
+            train=False,
+        )
 
+    @exact
+    def sample(self, variables: Variables, context: jax.Array, keys: jax.Array, sampling: Sampling) -> Sample:
+        """One skill per row, and the log-probabilities of the distribution that it was drawn from."""
+        return apply(
+            self.prior,
+            {"params": variables["prior"]},
+            context,
+            keys,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            method="sample",
+        )
 
-@exact
-def tokenise(networks: Networks, variables: Variables, chunks: jax.Array) -> jax.Array:
-    """Skills `[B, K]` of chunks `[B, T, A]`, without dropout."""
-    return apply(networks.autoencoder, {"params": variables["autoencoder"]}, chunks, method="encode")
+    @exact
+    def decode(self, variables: Variables, skills: jax.Array) -> jax.Array:
+        """Chunks `[B, T, A]` of skills `[B, K]`."""
+        return apply(self.autoencoder, {"params": variables["autoencoder"]}, skills, method="decode")
 
+    @exact
+    def tokenise(self, variables: Variables, chunks: jax.Array) -> jax.Array:
+        """Skills `[B, K]` of chunks `[B, T, A]`, without dropout."""
+        return apply(self.autoencoder, {"params": variables["autoencoder"]}, chunks, method="encode")
 
-@exact
-def score(
-    networks: Networks,
-    variables: Variables,
-    context: jax.Array,
-    skills: jax.Array,
-    *,
-    temperature: float,
-    support: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """Log-probabilities and entropies `[B, K]` of given skills under the sampling policy.
+    @exact
+    def score(
+        self,
+        variables: Variables,
+        context: jax.Array,
+        skills: jax.Array,
+        *,
+        temperature: float,
+        support: jax.Array | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Log-probabilities and entropies `[B, K]` of given skills under the sampling policy.
 
-    `support` `[B, K, top_k]` is the recorded top-k set; the distribution is renormalised over it, as when sampling.
-    """
-    chex.assert_rank([context, skills], [3, 2])
-    logits = apply(networks.prior, {"params": variables["prior"]}, context, skills, deterministic=True)
-    return (
-        log_prob_of(logits, skills, temperature=temperature, support=support),
-        entropy_of(logits, temperature=temperature, support=support),
-    )
+        `support` `[B, K, top_k]` is the recorded top-k set; the distribution is renormalised over it, as when sampling.
+        """
+        chex.assert_rank([context, skills], [3, 2])
+        logits = apply(self.prior, {"params": variables["prior"]}, context, skills, deterministic=True)
+        return (
+            log_prob_of(logits, skills, temperature=temperature, support=support),
+            entropy_of(logits, temperature=temperature, support=support),
+        )
 
+    def decide(
+        self,
+        variables: Variables,
+        observation: Rows,
+        episode_keys: jax.Array,
+        decision_index: jax.Array,
+        *,
+        sampling: Sampling,
+        execution_horizon: int,
+    ) -> Decision:
+        """Observe, sample and decode for a batch of episodes.
 
-class Decision(NamedTuple):
-    """What one policy call gives, rows stacked: executed actions `[B, E, A]` and what learning needs of the draw."""
-
-    actions: jax.Array
-    skill: jax.Array
-    log_prob: jax.Array
-    support: jax.Array | None
-    context: jax.Array
-
-
-def decide(
-    networks: Networks,
-    variables: Variables,
-    observation: dict[str, jax.Array],
-    episode_keys: jax.Array,
-    decision_index: jax.Array,
-    *,
-    temperature: float,
-    top_k: int,
-    execution_horizon: int,
-) -> Decision:
-    """Observe, sample and decode for a batch of episodes.
-
-    Args:
-      episode_keys: uint32 `[B, 2]`, one raw PRNG key per episode; with `decision_index` `[B]` it fixes the draw, so a
-        row's result depends on its own episode only, not on which episodes share the batch.
-    """
-    keys = jax.vmap(jax.random.fold_in)(episode_keys, decision_index)
-    context = encode(networks, variables, observation)
-    drawn = sample(networks, variables, context, keys, temperature=temperature, top_k=top_k)
-    chunk = decode(networks, variables, drawn.tokens)
-    return Decision(chunk[:, :execution_horizon], drawn.tokens, drawn.log_prob, drawn.support, context)
+        `episode_keys` uint32 `[B, 2]`, one raw PRNG key per episode; with `decision_index` `[B]` it fixes the draw, so
+        a row's result depends on its own episode only, not on which episodes share the batch.
+        """
+        keys = jax.vmap(jax.random.fold_in)(episode_keys, decision_index)
+        context = self.encode(variables, observation)
+        drawn = self.sample(variables, context, keys, sampling)
+        chunk = self.decode(variables, drawn.tokens)
+        return Decision(chunk[:, :execution_horizon], drawn.tokens, drawn.log_prob, drawn.support, context)

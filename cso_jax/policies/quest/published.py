@@ -14,8 +14,8 @@ import numpy as np
 from flax import traverse_util
 
 from cso_jax.envs.protocol import EnvSpec
-from cso_jax.policies.quest import policy
-from cso_jax.policies.quest.policy import Networks, Variables
+from cso_jax.policies.interface import Variables
+from cso_jax.policies.quest.policy import QuestPolicy
 
 _SHOWN = 20
 
@@ -62,10 +62,10 @@ class Parameter(NamedTuple):
     shape: tuple[int, ...]
 
 
-def parameters(networks: Networks, spec: EnvSpec) -> list[Parameter]:
+def parameters(networks: QuestPolicy, spec: EnvSpec) -> list[Parameter]:
     """Every parameter and running statistic of the networks, with the name and shape of its tensor."""
     table = None if networks.encoder.task_kind == "id" else np.zeros((1, networks.encoder.task_dim), np.float32)
-    expected = jax.eval_shape(lambda: policy.init(networks, jax.random.key(0), spec, table))
+    expected = jax.eval_shape(lambda: networks.init(jax.random.key(0), spec, table))
     parts = {part: expected[part] for part in ("autoencoder", "encoder", "batch_stats", "prior")}
     found = []
     for path, leaf in traverse_util.flatten_dict(parts).items():
@@ -74,7 +74,7 @@ def parameters(networks: Networks, spec: EnvSpec) -> list[Parameter]:
 
 
 def convert(
-    tensors: Mapping[str, np.ndarray], networks: Networks, spec: EnvSpec, task_embedding: np.ndarray
+    tensors: Mapping[str, np.ndarray], networks: QuestPolicy, spec: EnvSpec, task_embedding: np.ndarray
 ) -> Variables:
     """The variables of `networks` from the tensors of a checkpoint, in the order of its file.
 
@@ -149,7 +149,7 @@ def _to_flax(path: tuple[str, ...], array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.transpose())
 
 
-def _constants(networks: Networks) -> dict[str, np.ndarray]:
+def _constants(networks: QuestPolicy) -> dict[str, np.ndarray]:
     """Constants that the published model stores beside its parameters, as the networks compute them.
 
     The coordinate called x varies along the rows.
@@ -204,7 +204,7 @@ def _bad_values(
             yield f"{name} holds other values than the networks compute (difference {abs(found - values).max():.2g})"
 
 
-def _concatenated_rows(names: list[str], networks: Networks) -> np.ndarray:
+def _concatenated_rows(names: list[str], networks: QuestPolicy) -> np.ndarray:
     """For each row of this package's `obs_proj` kernel, the row of the published one.
 
     Both project the concatenation of all encoders, images first; the published order is that of the declaration, here

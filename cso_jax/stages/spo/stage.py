@@ -1,33 +1,74 @@
 """Stage spo: groups of episodes from one initial state -> clipped policy-gradient updates (Algorithm 1, stage 2)."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
-from cso_jax import learner, telemetry
+from cso_jax import learner, rules, telemetry
 from cso_jax.checkpoints import Checkpoints, fit_structure
 from cso_jax.data.packing import minibatches
 from cso_jax.envs.protocol import TrainInit
-from cso_jax.evaluation import rollout
 from cso_jax.learner import CRITIC, LearnerState
-from cso_jax.policies.quest import policy
-from cso_jax.policies.quest.critic import ValueHead
+from cso_jax.objectives import AVERAGES, BASELINES, UNITS
+from cso_jax.policies.interface import Variables
 from cso_jax.rollout.actor import make_act
 from cso_jax.rollout.episodes import EpisodeRecord, EpisodeRequest
-from cso_jax.rollout.groups import GroupBatch, collect_groups
+from cso_jax.rollout.groups import GroupBatch, collect_every_group, collect_groups
 from cso_jax.run import Run, RunError, Stopped
-from cso_jax.stages.spo import material as spo_batches
+from cso_jax.stages.spo import critic, objectives
+from cso_jax.stages.spo.material import Material, episode_columns
 
 STAGE = "spo"
 _EMPTY_ITERATIONS = 3  # in a row without an informative group: the policy has nothing left to learn from
 _DRIFT_ALARM = 1e-3
 
 
-def run_stage(run: Run, start_from: str) -> None:
-    """Improve the policy that the stage `start_from` left for `config.spo.iterations` iterations.
+def problems(config: ConfigDict) -> list[str]:
+    """What does not go together in `config.spo`."""
+    settings = config.spo
+    found = [
+        *rules.one_of("spo.unit", settings.unit, UNITS),
+        *rules.one_of("spo.average", settings.average, AVERAGES),
+        *rules.one_of("spo.baseline", settings.baseline, BASELINES),
+        *rules.one_of("spo.objective", settings.objective, tuple(objectives.OBJECTIVES)),
+    ]
+    if settings.enabled:
+        found += rules.draws("sampling", config.sampling, "the episodes of a group would all be the same; SPO needs")
+    decisions = -(-config.env.horizon // max(config.execution_horizon, 1))
+    epsilon = 0 < settings.clip_low < 0.5 and 1 <= settings.clip_high < 2
+    checks = (
+        (not epsilon, "config.spo.clip_low is the lowest ratio itself, not its distance from 1: got "
+         f"{settings.clip_low}, for that distance give {1 - settings.clip_low:.6g}, for no bound 0"),
+        (settings.clip_low <= 1.0 <= settings.clip_high,
+         "config.spo.clip_low and clip_high are bounds of the ratio itself and must enclose 1, e.g. 0.93 and 1.15; "
+         f"got [{settings.clip_low}, {settings.clip_high}]"),
+        (settings.group_size >= 2, f"config.spo.group_size must be at least 2; got {settings.group_size}"),
+        (settings.max_groups >= settings.groups, "config.spo.max_groups must be at least config.spo.groups"),
+        (settings.minibatch_skills >= decisions,
+         f"config.spo.minibatch_skills is {settings.minibatch_skills}, but one episode can hold {decisions} skills "
+         "and a minibatch takes whole episodes"),
+        (settings.discount <= 1.0, f"config.spo.discount must be in [0, 1]; got {settings.discount}"),
+        (settings.gae_lambda <= 1.0, f"config.spo.gae_lambda must be in [0, 1]; got {settings.gae_lambda}"),
+    )  # fmt: skip
+    found += [message for fits, message in checks if not fits]
+    if settings.critic:
+        found += critic.problems(settings)
+    if settings.objective in objectives.OBJECTIVES:
+        found += objectives.of(settings).problems(settings, decisions)
+    return found
+
+
+def start_from(config: Mapping[str, Any]) -> str:
+    """The stage whose policy is improved."""
+    return "rsft" if config["rsft"]["enabled"] else "imitation"
+
+
+def run_stage(run: Run) -> None:
+    """Improve the policy that R-SFT, or without it imitation, left for `config.spo.iterations` iterations.
 
     A finished stage goes on where the config asks for more iterations than it has. Raises RunError for a loss that is
     not finite (nothing of that iteration is saved), Stopped when asked to stop.
@@ -35,9 +76,9 @@ def run_stage(run: Run, start_from: str) -> None:
     if _finished(run):
         return
     settings = run.config.spo
-    before = run.variables(start_from)
+    before = run.variables(start_from(run.config))
     state, update = _learner(run, before)
-    reference = jax.device_put(before) if settings.objective == "preference" else None
+    reference = jax.device_put(before) if objectives.of(settings).needs_reference(settings) else None
     checkpoints = run.checkpoints(STAGE)
     state, first, memory, empty = _resume(checkpoints, state, run)
     run.metrics.rewind(STAGE, first)
@@ -95,37 +136,27 @@ def _finished(run: Run) -> bool:
     return step >= run.config.spo.iterations
 
 
-def _learner(run: Run, variables: policy.Variables) -> tuple[LearnerState, learner.Update]:
+def _learner(run: Run, variables: Variables) -> tuple[LearnerState, learner.Update]:
     """What is trained from the policy `variables` on, and how."""
     settings = run.config.spo
     optimiser, _ = learner.make_optimiser(
         learning_rate=settings.learning_rate, weight_decay=settings.weight_decay, clip_norm=settings.clip_norm
     )
-    parts = learner.PRIOR_PARTS if settings.freeze_encoder else learner.POLICY_PARTS
-    critic = None
+    parts = run.policy.trained_parts(STAGE, run.config)
     if settings.critic:
-        critic = ValueHead()
         optimiser = learner.with_critic(
             optimiser, learning_rate=settings.critic_learning_rate, clip_norm=settings.clip_norm
         )
         parts = (*parts, CRITIC)
-        variables = variables | {CRITIC: spo_batches.start_value_head(run, variables)}
-    update = learner.surrogate_update(
-        run.networks,
+        variables = variables | {CRITIC: critic.start(run, variables)}
+    update = learner.policy_gradient_update(
+        run.skill_policy,
         optimiser,
         run.mesh,
-        unit=settings.unit,
-        clip_low=settings.clip_low,
-        clip_high=settings.clip_high,
-        average=settings.average,
-        length_normalise=settings.length_normalise,
+        objectives.of(settings).loss(settings),
         temperature=run.config.sampling.temperature,
         entropy_bonus=settings.entropy_bonus,
-        freeze_encoder=settings.freeze_encoder,
-        objective=settings.objective,
-        preference_beta=settings.preference_beta,
-        critic=critic,
-        value_coefficient=settings.value_coefficient,
+        extra_loss=critic.loss(settings) if settings.critic else None,
     )
     return learner.start(variables, parts, optimiser), update
 
@@ -160,7 +191,7 @@ def _without_critic(state: LearnerState) -> Any:
 
 
 def collect(
-    run: Run, variables: policy.Variables, iteration: int, memory: dict[str, list]
+    run: Run, variables: Variables, iteration: int, memory: dict[str, list]
 ) -> tuple[GroupBatch, list[tuple[str, bool]]]:
     """The groups of an iteration (from 0) under the policy `variables`; task and success of every episode that ran.
 
@@ -169,16 +200,8 @@ def collect(
     """
     settings = run.config.spo
     keep = ("skill", "log_prob", "support") + (("context",) if settings.freeze_encoder else ())
-    act = make_act(
-        run.networks,
-        {part: values for part, values in variables.items() if part != CRITIC},
-        run.tasks,
-        temperature=run.config.sampling.temperature,
-        top_k=run.config.sampling.top_k,
-        execution_horizon=run.config.execution_horizon,
-        keep=keep,
-        clock=run.clock,
-    )
+    agent = run.agent({part: values for part, values in variables.items() if part != CRITIC})
+    act = make_act(agent, keep=keep, clock=run.clock)
     tasks = _task_order(run, iteration, memory)
 
     def draw_init(number: int) -> TrainInit:
@@ -190,13 +213,13 @@ def collect(
     outcomes: list[tuple[str, bool]] = []
 
     def run_wave(requests: Sequence[EpisodeRequest]) -> list[EpisodeRecord]:
-        records = rollout(run, requests, act, keep_observations=not settings.freeze_encoder)
+        records = run.rollout(requests, act, keep_observations=not settings.freeze_encoder)
         outcomes.extend((record.request.init.task, record.success) for record in records)
         return records
 
     sizes = {"groups": settings.groups, "group_size": settings.group_size, "wave_groups": settings.wave_groups}
-    if spo_batches.uses_every_group(settings):
-        groups = _collect_every(draw_init, make_request, run_wave, **sizes)
+    if settings.critic or objectives.of(settings).uses_every_group(settings):
+        groups = collect_every_group(draw_init, make_request, run_wave, **sizes)
     else:
         groups = collect_groups(draw_init, make_request, run_wave, **sizes, max_groups=settings.max_groups)
     for task in memory:
@@ -230,41 +253,28 @@ def _task_order(run: Run, iteration: int, memory: dict[str, list]) -> list[str]:
     return list(rng.choice(run.tasks, settings.max_groups, p=weights / weights.sum()))
 
 
-def _collect_every(draw_init, make_request, run_wave, *, groups: int, group_size: int, wave_groups: int) -> GroupBatch:
-    """The first `groups` groups, whatever came of them."""
-    kept: list[list[EpisodeRecord]] = []
-    for first in range(0, groups, wave_groups):
-        inits = [draw_init(number) for number in range(first, min(first + wave_groups, groups))]
-        records = run_wave([make_request(init, attempt) for init in inits for attempt in range(group_size)])
-        kept += [records[start : start + group_size] for start in range(0, len(records), group_size)]
-    wins = [sum(record.success for record in group) for group in kept]
-    return GroupBatch(
-        kept=kept,
-        drawn=groups,
-        all_success=wins.count(group_size),
-        all_failure=wins.count(0),
-        surplus=0,
-        success_rate=sum(wins) / (groups * group_size),
-        exhausted=False,
-    )
-
-
 def _improve(
     run: Run,
     state: LearnerState,
     update: learner.Update,
     groups: GroupBatch,
     iteration: int,
-    reference: policy.Variables | None,
+    reference: Variables | None,
 ) -> tuple[LearnerState, dict[str, float]]:
     """`config.spo.epochs` passes over the kept groups; returns the state and the means over the updates."""
-    settings = run.config.spo
+    settings, objective = run.config.spo, objectives.of(run.config.spo)
     collected: list[dict[str, Any]] = []
     with run.clock.phase("update"):
-        state, material = spo_batches.prepare(run, state, groups, iteration, reference)
+        state, material = _material(run, state, groups, iteration, reference)
         for epoch in range(settings.epochs):
             seed = run.seed(STAGE, "order", iteration, epoch)
-            for batch in minibatches(material.items, material.advantages, size=settings.minibatch_skills, seed=seed):
+            for batch in minibatches(
+                material.items,
+                size=settings.minibatch_skills,
+                seed=seed,
+                item_id=objective.item_id,
+                item_count=objective.item_count,
+            ):
                 state, metrics = update(state, learner.shard(batch, run.mesh), run.key(STAGE))
                 collected.append(metrics)
         rows = jax.device_get(collected)
@@ -286,6 +296,18 @@ def _improve(
     if "clip_fraction" in rows[-1]:
         means["clip_fraction_last"] = float(rows[-1]["clip_fraction"])
     return state, means
+
+
+def _material(
+    run: Run, state: LearnerState, groups: GroupBatch, iteration: int, reference: Variables | None
+) -> tuple[LearnerState, Material]:
+    """What one iteration learns from; the state changes where a critic is fitted before its first use."""
+    columns = [[episode_columns(run, record) for record in group] for group in groups.kept]
+    if run.config.spo.critic:
+        records = [record for group in groups.kept for record in group]
+        items = [item for group in columns for item in group]
+        return critic.prepare(run, state, records, items, iteration)
+    return state, objectives.of(run.config.spo).prepare(run, groups.kept, columns, reference)
 
 
 def task_mean(outcomes: Sequence[tuple[str, bool]]) -> float:
