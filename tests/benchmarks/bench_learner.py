@@ -5,6 +5,7 @@
 Medians over repeated, blocking calls after compilation; the compile time is the first call's.
 """
 
+import functools
 import statistics
 import sys
 import time
@@ -15,7 +16,8 @@ import numpy as np
 
 from cso_jax import config as configs
 from cso_jax import envs, learner
-from cso_jax.policies.quest import policy
+from cso_jax.policies.quest.policy import build
+from cso_jax.stages.spo import objectives
 from cso_jax.telemetry import show
 
 ROOT = Path(__file__).parents[2]
@@ -39,9 +41,9 @@ def benchmark(path: str) -> list[tuple[str, float, float]]:
     settings = config.env.to_dict()
     spec = envs.spec(settings)
     tasks = envs.task_names(settings)
-    networks = policy.build(config, spec, len(tasks))
+    policy = build(config, spec, len(tasks))
     mesh = learner.make_mesh()
-    variables = policy.init(networks, jax.random.key(0), spec)
+    variables = policy.init(jax.random.key(0), spec)
     optimiser, _ = learner.make_optimiser(learning_rate=1e-5, weight_decay=1e-4, clip_norm=1.0)
     rng = np.random.default_rng(0)
     rows: list[tuple[str, float, float]] = []
@@ -51,36 +53,36 @@ def benchmark(path: str) -> list[tuple[str, float, float]]:
         rows.append((name, *timed(update, state, learner.shard(batch, mesh), jax.random.key(1))))
 
     def skills(count):
-        vocabulary = networks.prior.vocabulary
-        return rng.integers(0, vocabulary, (count, networks.prior.tokens)).astype(np.int32)
+        vocabulary = policy.prior.vocabulary
+        return rng.integers(0, vocabulary, (count, policy.prior.tokens)).astype(np.int32)
 
     size = config.codebook.batch_size
     chunks = rng.normal(size=(size, config.autoencoder.chunk_length, spec.action_dim)).astype(np.float32)
-    update = learner.codebook_update(networks, optimiser, mesh)
-    measure(f"codebook step, batch {size}", update, learner.CODEBOOK_PARTS, {"chunks": chunks})
+    update = learner.supervised_update(policy.codebook_loss, optimiser, mesh)
+    measure(f"codebook step, batch {size}", update, policy.trained_parts("codebook", config), {"chunk": chunks})
 
     size = config.imitation.batch_size
     batch = {name: rng.normal(size=(size, width)).astype(np.float32) for name, width in spec.lowdim.items()}
     batch |= {name: rng.integers(0, 256, (size, *shape), np.uint8) for name, shape in spec.images.items()}
     batch |= {"task": rng.integers(0, len(tasks), size).astype(np.int32), "skill": skills(size)}
-    update = learner.imitation_update(networks, optimiser, mesh, augment_images=config.imitation.augment)
-    measure(f"imitation step, batch {size}", update, learner.POLICY_PARTS, batch)
+    loss = functools.partial(policy.loss, augment_images=config.imitation.augment)
+    update = learner.supervised_update(loss, optimiser, mesh)
+    measure(f"imitation step, batch {size}", update, policy.trained_parts("imitation", config), batch)
 
     size = config.spo.minibatch_skills
-    tokens = (size, networks.prior.tokens)
+    tokens = (size, policy.prior.tokens)
     batch = {
         "skill": skills(size),
         "log_prob": np.full(tokens, -1.0, np.float32),
         "context": rng.normal(size=(size, 2, config.prior.width)).astype(np.float32),
         "advantage": rng.normal(size=size).astype(np.float32),
         "episode_id": (np.arange(size) // 16).astype(np.int32),
+        "episodes": np.full(size, size / 16, np.float32),
         "mask": np.ones(size, np.float32),
     }
-    update = learner.surrogate_update(
-        networks, optimiser, mesh, unit="skill", clip_low=0.93, clip_high=1.15, average="episode_sum",
-        length_normalise=False, temperature=1.0, entropy_bonus=0.0, freeze_encoder=True,
-    )  # fmt: skip
-    measure(f"SPO update, {size} skills", update, learner.PRIOR_PARTS, batch)
+    loss = objectives.of(config.spo).loss(config.spo)
+    update = learner.policy_gradient_update(policy, optimiser, mesh, loss, temperature=1.0, entropy_bonus=0.0)
+    measure(f"SPO update, {size} skills", update, policy.trained_parts("spo", config), batch)
     return rows
 
 

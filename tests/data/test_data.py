@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from cso_jax.data import store
-from cso_jax.data.dataset import BatchOrder, ChunkWindows, Rows, StoredImages, prefetched
+from cso_jax.data.dataset import BatchOrder, ChunkWindows, History, Rows, StoredImages, prefetched
 from cso_jax.data.packing import balanced_bins, minibatches
 
 
@@ -91,6 +91,14 @@ def test_stored_images_are_rows(tmp_path):
     np.testing.assert_array_equal(taken["task"], rows)
     with pytest.raises(ValueError, match="equally many rows"):
         Rows({"camera": images, "task": np.arange(3)})
+
+
+def test_history_repeats_the_first_row_of_an_episode():
+    column = History(np.arange(10, 17), [3, 4], 3)
+    taken = Rows({"state": column}).take(np.array([0, 1, 2, 3, 6]))["state"]
+    np.testing.assert_array_equal(taken, [[10, 10, 10], [10, 10, 11], [10, 11, 12], [13, 13, 13], [14, 15, 16]])
+    images = History(np.arange(2 * 4 * 3).reshape(2, 2, 2, 3), [2], 2)[np.array([1])]
+    assert images.shape == (1, 2, 2, 2, 3)
 
 
 def test_prefetched_is_in_order():
