@@ -57,7 +57,7 @@ def test_the_cascade_runs_the_stages_that_it_has(tmp_path):
     # Resumed from a checkpoint in the midst of training it ends the same.
     again = tmp_path / "again"
     shutil.copytree(workdir, again)
-    shutil.rmtree(again / "checkpoints" / "imitation" / "150")
+    shutil.rmtree(again / "checkpoints" / "imitation" / "600")
     assert main.main([f"--config={CONFIG}", f"--workdir={again}"]) == 0
     before, after = policy_of(workdir, "imitation"), policy_of(again, "imitation")
     assert before.keys() == after.keys()

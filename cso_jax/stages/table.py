@@ -49,17 +49,17 @@ STAGES = {
     stage.name: stage
     for stage in (
         Stage(
-            "demos", "Demonstrations", demos.run_stage, demos.problems, lambda config: (),
+            "demos", "demonstrations", demos.run_stage, demos.problems, lambda config: (),
             ("demos.per_task", "demos.noise", "demos.extra_steps"), ("demos",), {"demos": "Demonstrations"}, states=0,
         ),
         # Its checkpoint holds the untrained encoder and prior too.
         Stage(
-            "codebook", "Codebook", codebook.run_stage, codebook.problems, lambda config: ("demos",),
+            "codebook", "codebook", codebook.run_stage, codebook.problems, lambda config: ("demos",),
             ("policy", "demos", "autoencoder", "encoder", "prior", "codebook"),
             ("checkpoints/codebook", "codebook_usage.json"), {"codebook": "Codebook"},
         ),
         Stage(
-            "imitation", "Imitation", imitation.run_stage, imitation.problems, lambda config: ("demos", "codebook"),
+            "imitation", "imitation", imitation.run_stage, imitation.problems, lambda config: ("demos", "codebook"),
             ("policy", "demos", "encoder", "prior", "imitation"), ("checkpoints/imitation",),
             {"imitation": "Imitation"}, evaluated=True,
         ),

@@ -9,6 +9,6 @@ from cso_jax import defaults
 def get_config():
     config = runpy.run_path(str(Path(__file__).with_name("fake.py")))["get_config"]()
     config.execution_horizon = 4
-    config.imitation.steps = 150
-    config.imitation.checkpoint_every = 50
+    config.imitation.steps = 600
+    config.imitation.checkpoint_every = 200
     return defaults.with_policy(config, "toy")
