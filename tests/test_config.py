@@ -266,3 +266,14 @@ def test_arguments():
         configs.split_arguments(["a.py"])
     with pytest.raises(configs.ConfigError, match="--workdir needs a value"):
         configs.split_arguments(["--workdir"])
+
+
+def test_a_workdir_from_before_a_key_was_there_is_still_this_configs():
+    config = configs.load(QUICKSTART)
+    stored = json.loads(configs.to_json(config))
+    del stored["policy"]
+    assert configs.differences(stored, config) == {}
+    assert configs.from_json(json.dumps(stored)) == config
+    with config.unlocked():
+        config.policy.name = "other"
+    assert list(configs.differences(stored, config)) == ["policy.name"]
