@@ -1,6 +1,7 @@
 """A policy with everything that it needs to act: what is evaluated, exported, or sent to another host."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -51,10 +52,8 @@ class Agent:
         )
 
 
-def _decide_unjitted(
+@functools.partial(jax.jit, static_argnames=("policy", "sampling", "execution_horizon"))
+def _decide(
     policy: Policy, variables: Variables, rows, keys, decision_index, *, sampling: Sampling, execution_horizon: int
 ) -> Decision:
     return policy.decide(variables, rows, keys, decision_index, sampling=sampling, execution_horizon=execution_horizon)
-
-
-_decide = jax.jit(_decide_unjitted, static_argnames=("policy", "sampling", "execution_horizon"))

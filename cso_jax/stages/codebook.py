@@ -1,5 +1,6 @@
 """Stage codebook: action chunks -> FSQ autoencoder (QueST stage 1, Eq. 1)."""
 
+import functools
 import json
 
 import jax
@@ -76,11 +77,9 @@ def tokenise_all(
     return np.concatenate(parts)
 
 
-def _tokenise_unjitted(policy: SkillPolicy, variables: Variables, chunks: jax.Array) -> jax.Array:
+@functools.partial(jax.jit, static_argnames="policy")
+def _tokenise(policy: SkillPolicy, variables: Variables, chunks: jax.Array) -> jax.Array:
     return policy.tokenise(variables, chunks)
-
-
-_tokenise = jax.jit(_tokenise_unjitted, static_argnums=0)
 
 
 def _perplexity(counts: np.ndarray) -> float:

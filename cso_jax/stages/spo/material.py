@@ -1,5 +1,6 @@
 """What the updates of stage spo learn from: the stored decisions of collected episodes as columns."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -39,21 +40,15 @@ def score_episodes(run: Run, variables: Variables, episodes: Sequence[Mapping[st
         return _score(
             run.skill_policy, variables, rows["context"], rows["skill"],
             temperature=run.config.sampling.temperature, support=rows.get("support"),
-        )  # fmt: skip
+        )[0]  # fmt: skip
 
     stacked = {name: np.concatenate([episode[name] for episode in episodes]) for name in names}
     return split(in_rows(score, stacked, run.config.spo.minibatch_skills), episodes)
 
 
-def _score_unjitted(policy: SkillPolicy, variables: Variables, context, skill, *, temperature: float, support):
+@functools.partial(jax.jit, static_argnames=("policy", "temperature"))
+def _score(policy: SkillPolicy, variables: Variables, context, skill, *, temperature: float, support):
     return policy.score(variables, context, skill, temperature=temperature, support=support)
-
-
-_score_both = jax.jit(_score_unjitted, static_argnames=("policy", "temperature"))
-
-
-def _score(*arguments, **keywords) -> jax.Array:
-    return _score_both(*arguments, **keywords)[0]
 
 
 def in_rows(function: Callable[[Columns], jax.Array], columns: Columns, rows: int) -> np.ndarray:
