@@ -75,6 +75,8 @@ def load(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> ConfigD
             defaults.smoke(config)
         except (ValueError, ImportError) as error:
             raise ConfigError(str(error)) from None
+    if given.get("policy.name", config.policy.name) in policies.POLICIES.keys() - {config.policy.name}:
+        config = defaults.with_policy(config, given["policy.name"]).unlock()
     problems = [problem for key, text in given.items() if (problem := _override(config, key, text))]
     problems = checks.structure_problems(config) or problems or validate(config)
     if problems:

@@ -32,16 +32,21 @@ def test_its_values_are_those_of_the_config():
         configs.load(CONFIG, [("policy.chunk_length", "2")])
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("toy", r"it lacks config\.policy\.width, config\.policy\.chunk_length; see cso_jax\.defaults\.with_policy"),
-        ("tyo", "config.policy.name must be one of quest, toy, got 'tyo'; did you mean toy"),
-    ],
-)
-def test_a_config_that_was_made_for_another(name, message):
-    with pytest.raises(configs.ConfigError, match=message):
-        configs.load(CONFIG.with_name("fake.py"), [("policy.name", name)])
+def test_a_config_that_was_made_for_another(tmp_path):
+    """A name alone is not enough in a file; on the command line the policy's own values come with it."""
+    fake = CONFIG.with_name("fake.py")
+    by_hand = tmp_path / "by_hand.py"
+    by_hand.write_text(
+        f"import runpy\ndef get_config():\n    config = runpy.run_path({str(fake)!r})['get_config']()\n"
+        "    config.policy.name = 'toy'\n    return config\n"
+    )
+    lacking = r"it lacks config\.policy\.width, config\.policy\.chunk_length; see cso_jax\.defaults\.with_policy"
+    with pytest.raises(configs.ConfigError, match=lacking):
+        configs.load(by_hand)
+    config = configs.load(fake, [("policy.name", "toy"), ("policy.width", "16")])
+    assert config.policy.to_dict() == {"name": "toy", "width": 16, "chunk_length": 8}
+    with pytest.raises(configs.ConfigError, match="must be one of bc, quest, toy, got 'tyo'; did you mean toy"):
+        configs.load(fake, [("policy.name", "tyo")])
 
 
 def test_the_cascade_runs_the_stages_that_it_has(tmp_path):

@@ -11,6 +11,7 @@ from cso_jax.envs.protocol import EnvSpec
 from cso_jax.policies.interface import Policy
 
 POLICIES = {
+    "bc": "cso_jax.policies.bc",
     "quest": "cso_jax.policies.quest.policy",
 }
 """The module of every kind of policy, by its name in `config.policy.name`."""
