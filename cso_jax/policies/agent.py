@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from cso_jax.policies.interface import Decision, Policy, Sampling, Variables
+from cso_jax.policies.interface import ActingPolicy, Decision, Sampling, Variables
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Agent:
     """A policy, its variables, the tasks that its ids number, how it draws, how many actions of a chunk it executes."""
 
-    policy: Policy
+    policy: ActingPolicy
     variables: Variables
     tasks: tuple[str, ...]
     sampling: Sampling
@@ -54,6 +54,13 @@ class Agent:
 
 @functools.partial(jax.jit, static_argnames=("policy", "sampling", "execution_horizon"))
 def _decide(
-    policy: Policy, variables: Variables, rows, keys, decision_index, *, sampling: Sampling, execution_horizon: int
+    policy: ActingPolicy,
+    variables: Variables,
+    rows,
+    keys,
+    decision_index,
+    *,
+    sampling: Sampling,
+    execution_horizon: int,
 ) -> Decision:
     return policy.decide(variables, rows, keys, decision_index, sampling=sampling, execution_horizon=execution_horizon)

@@ -68,11 +68,31 @@ class Loss(NamedTuple):
     metrics: dict[str, jax.Array]
 
 
-class Policy(Protocol):
-    """Any policy that can be trained by imitation, evaluated and served."""
+class ActingPolicy(Protocol):
+    """What acts: all that an agent, and so an evaluation, asks of a policy."""
 
     @property
     def wants(self) -> Wants: ...
+
+    def decide(
+        self,
+        variables: Variables,
+        observation: Rows,
+        episode_keys: jax.Array,
+        decision_index: jax.Array,
+        *,
+        sampling: Sampling,
+        execution_horizon: int,
+    ) -> Decision:
+        """Observe and act for a batch of episodes.
+
+        `episode_keys` uint32 `[B, 2]`, one raw PRNG key per episode; with `decision_index` `[B]` it fixes the draw, so
+        a row's result depends on its own episode only, not on which episodes share the batch.
+        """
+
+
+class Policy(ActingPolicy, Protocol):
+    """Any policy that can be trained by imitation, evaluated and served."""
 
     def init(self, key: jax.Array, spec: EnvSpec, task_embedding: np.ndarray | None = None) -> Variables:
         """Fresh variables. `task_embedding` `[N, E]` float32 are vectors of the tasks' sentences, None for ids."""
@@ -90,22 +110,6 @@ class Policy(Protocol):
 
     def held_out_loss(self, variables: Variables, batch: Rows) -> jax.Array:
         """The same without dropout, augmentation or update: for validation. Scalar float32."""
-
-    def decide(
-        self,
-        variables: Variables,
-        observation: Rows,
-        episode_keys: jax.Array,
-        decision_index: jax.Array,
-        *,
-        sampling: Sampling,
-        execution_horizon: int,
-    ) -> Decision:
-        """Observe and act for a batch of episodes.
-
-        `episode_keys` uint32 `[B, 2]`, one raw PRNG key per episode; with `decision_index` `[B]` it fixes the draw, so
-        a row's result depends on its own episode only, not on which episodes share the batch.
-        """
 
 
 class SkillPolicy(Policy, Protocol):
