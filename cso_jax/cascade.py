@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from cso_jax import config_values as configs
 from cso_jax import envs, learner, policies, report, telemetry
 from cso_jax.data.language import embeddings
-from cso_jax.evaluation import run_evaluation
+from cso_jax.evaluation import run_evaluation, warn_of_the_codebook
 from cso_jax.report import videos
 from cso_jax.run import MAX_SEED, Run
 from cso_jax.stages import provenance, table
@@ -38,9 +38,10 @@ def run_cascade(config: ConfigDict, workdir: Path, stop: threading.Event | None 
             provenance.begin(config, workdir, stage.name)
             step(stage.name, stage.function)
             provenance.finish(config, workdir, stage.name)
-            if stage.evaluated:
-                step(f"evaluate {stage.name}", run_evaluation, stage.name)
-                latest = stage.name
+            for evaluation in table.evaluations(config, after=stage.name):
+                step(f"evaluate {evaluation.name}", run_evaluation, evaluation.name)
+                latest = evaluation.name if evaluation.step else latest
+        warn_of_the_codebook(run)
         step("report", videos.run_stage, latest)
         page = report.build(workdir)
         telemetry.show(report.text_tables(workdir))

@@ -196,6 +196,7 @@ def validate(config: ConfigDict) -> list[str]:
             need(not value < 0, f"config.{key} must not be negative; got {value}")
     for key in (
         "codebook.batch_size", "imitation.batch_size", "rsft.batch_size", "codebook.steps", "imitation.steps",
+        "reference.batch_size", "reference.steps", "reference.log_every", "reference.checkpoint_every",
         "rollout.slots", "demos.per_task", "execution_horizon", "evaluation.episodes_per_task",
         "evaluation.wave", "rsft.wave", "spo.groups", "spo.wave_groups", "codebook.log_every",
         "imitation.log_every", "rsft.log_every", "spo.epochs", "spo.checkpoint_every", "codebook.checkpoint_every",
@@ -206,7 +207,7 @@ def validate(config: ConfigDict) -> list[str]:
     ):  # fmt: skip
         need(flatten(config)[key] > 0, f"config.{key} must be at least 1; got {flatten(config)[key]}")
     for key in ("rollout.step_timeout_s", "rollout.start_timeout_s", "codebook.clip_norm", "imitation.clip_norm",
-                "rsft.clip_norm", "spo.clip_norm"):  # fmt: skip
+                "reference.clip_norm", "rsft.clip_norm", "spo.clip_norm"):  # fmt: skip
         need(flatten(config)[key] != 0, f"config.{key} must be positive; got 0")
     problems += rules.one_of("policy.name", config.policy.name, tuple(policies.POLICIES))
     if config.policy.name in policies.POLICIES:

@@ -27,7 +27,7 @@ _NEUTRAL = (
 
 
 # What keys stood for before they were there: a workdir of that time is still this config's.
-_BEFORE = {"policy.name": "quest"}
+_BEFORE = {"policy.name": "quest", "reference.enabled": False, "reference.episodes_per_task": 0}
 
 
 class ConfigError(ValueError):
@@ -71,8 +71,16 @@ def from_json(text: str) -> ConfigDict:
 
 def relevant(config: ConfigDict) -> dict[str, Any]:
     """As `flatten`, without the keys that change no result."""
-    neutral = _neutral(config.env.name)
-    return {k: v for k, v in flatten(config).items() if not k.startswith(neutral) and k != "name"}
+    flat = flatten(config)
+    neutral = (*_neutral(config.env.name), *_idle(flat), "reference.enabled")
+    return {k: v for k, v in flat.items() if not k.startswith(neutral) and k != "name"}
+
+
+def _idle(*flats: dict[str, Any]) -> tuple[str, ...]:
+    """The keys of the reference other than its switch, where that is off in one of the configs."""
+    if all(flat.get("reference.enabled") for flat in flats):
+        return ()
+    return tuple(key for flat in flats for key in flat if key.startswith("reference.") and key != "reference.enabled")
 
 
 def _neutral(*benchmarks: Any) -> tuple[str, ...]:
@@ -90,7 +98,7 @@ def differences(stored: dict, config: ConfigDict) -> dict[str, str]:
     """What differs between a stored config and this one, as far as results depend on it: `{key: both values}`."""
     old = _BEFORE | flatten(ConfigDict(stored))
     new = flatten(ConfigDict(json.loads(to_json(config))))
-    neutral = _neutral(old.get("env.name"), new["env.name"])
+    neutral = (*_neutral(old.get("env.name"), new["env.name"]), *_idle(old, new))
     keys = [k for k in sorted(old.keys() | new.keys()) if not k.startswith(neutral) and k != "name"]
     missing = object()
 

@@ -104,6 +104,15 @@ def _common() -> ConfigDict:
     config.imitation.augment = True
     config.imitation.validation_fraction = 0.05  # of each task's demonstrations
 
+    # Behaviour cloning on the same demonstrations, and its chunks through the codebook: what success is measured by.
+    config.reference = _optimisation(steps=3000, batch_size=256, learning_rate=1e-3, final_learning_rate=1e-5)
+    config.reference.enabled = True
+    config.reference.hidden = (512, 512, 512)
+    config.reference.later_weight = 1.0  # in the loss, of the actions after the executed ones
+    config.reference.clip_norm = 1.0
+    config.reference.augment = True
+    config.reference.episodes_per_task = 0  # 0: as many as evaluation.episodes_per_task
+
     config.rsft = _optimisation(steps=0, batch_size=256, learning_rate=1e-4, final_learning_rate=1e-5)
     config.rsft.enabled = True
     config.rsft.epochs = 20  # used when steps is 0
@@ -194,6 +203,8 @@ _SMOKE: dict[str, Any] = {
     "prior.layers": 2,
     "codebook.steps": 20,
     "codebook.batch_size": 32,
+    "reference.steps": 20,
+    "reference.batch_size": 32,
     "imitation.steps": 20,
     "imitation.batch_size": 32,
     "rsft.epochs": 1,
@@ -223,7 +234,7 @@ def smoke(config: ConfigDict) -> None:
         section, name = key.split(".")
         config[section][name] = min(config[section][name], limit)
     config.rsft.steps = 10
-    for section in ("codebook", "imitation", "rsft"):
+    for section in ("codebook", "reference", "imitation", "rsft"):
         config[section].log_every = 5
         config[section].warmup_steps = 0
     config.demos.max_attempts_per_demo = 30

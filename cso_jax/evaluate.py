@@ -1,9 +1,10 @@
 """Evaluate a finished stage of a run again, with as many episodes as you like:
 
-    python -m cso_jax.evaluate --workdir=DIR [--stage=imitation|rsft|spo] [--episodes=N]
+    python -m cso_jax.evaluate --workdir=DIR [--stage=imitation|rsft|spo|reference|ceiling|greedy] [--episodes=N]
 
-Uses the run's own config. Episodes that the run has evaluated already are taken over, not run again; the rows go to
-`evaluation_<stage>.jsonl`, and the run's results stay as they are.
+"reference" is behaviour cloning on the same demonstrations, "ceiling" the same through the codebook, "greedy" the
+imitation policy without sampling. Uses the run's own config. Episodes that the run has evaluated already are taken
+over, not run again; the rows go to `evaluation_<stage>.jsonl`, and the run's results stay as they are.
 """
 
 import sys
@@ -17,7 +18,7 @@ from cso_jax.cli import fail, folder_of, run_command, supervised
 from cso_jax.files import step_folders
 from cso_jax.stages import table
 
-USAGE = "python -m cso_jax.evaluate --workdir=DIR [--stage=imitation|rsft|spo] [--episodes=N]"
+USAGE = "python -m cso_jax.evaluate --workdir=DIR [--stage=imitation|rsft|spo|reference|ceiling|greedy] [--episodes=N]"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,8 +43,9 @@ def _parse(arguments: list[str]) -> tuple[Path, str, int]:
     workdir = folder_of(options["workdir"])
     if not (workdir / "config.json").is_file():
         raise configs.ConfigError(f"{workdir} is not the workdir of a run: it has no config.json")
-    trained = [stage for stage in table.EVALUATED if step_folders(workdir / "checkpoints" / stage)]
-    stage = options.get("stage") or (trained[-1] if trained else "none")
+    checkpoints = workdir / "checkpoints"
+    trained = [one.name for one in table.EVALUATIONS.values() if all(step_folders(checkpoints / of) for of in one.of)]
+    stage = options.get("stage") or next((step for step in reversed(table.STEPS) if step in trained), "none")
     if stage not in trained:
         raise configs.ConfigError(f"{workdir} has no policy of stage {stage!r}; it has {', '.join(trained) or 'none'}")
     episodes = options.get("episodes", "0")
@@ -70,7 +72,8 @@ def _evaluate(config, workdir: Path, stage: str, episodes: int, stop) -> None:
     from cso_jax.stages import provenance
     from cso_jax.statistics import wilson
 
-    provenance.finish(config, workdir, stage)  # rows of a policy that is no longer there do not count
+    for need in table.EVALUATIONS[stage].of:
+        provenance.finish(config, workdir, need)  # rows of a policy that is no longer there do not count
     name = f"evaluation_{stage}.jsonl"
     if not (workdir / name).exists():
         append_jsonl(workdir / name, [r for r in read_jsonl(workdir / "episodes.jsonl") if r["stage"] == stage])

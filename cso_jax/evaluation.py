@@ -1,7 +1,8 @@
 """The evaluation protocol: N episodes per task from held-out initial states, one row per episode.
 
-Every stage is evaluated from the same initial states with the same sampling keys, so stages can be compared in pairs.
-The policy is the one that was trained: same temperature, same top-k. Success is latched: any step within the horizon.
+Every policy is evaluated from the same initial states with the same sampling keys, so they can be compared in pairs.
+A step of the cascade acts as it was trained: same temperature, same top-k. Success is latched: any step within the
+horizon. What is evaluated beside the steps: `stages/table.py`.
 """
 
 import importlib.metadata
@@ -9,23 +10,24 @@ import importlib.metadata
 from cso_jax import envs, telemetry
 from cso_jax.envs.protocol import require_eval
 from cso_jax.files import append_jsonl, read_jsonl
-from cso_jax.results import ROWS, write_results
+from cso_jax.results import ROWS, codebook_cost, write_results
 from cso_jax.rollout.actor import make_act
 from cso_jax.rollout.episodes import ActFn, EpisodeRecord, EpisodeRequest
 from cso_jax.run import Run
+from cso_jax.stages import table
 from cso_jax.statistics import wilson
 
 _VERSIONED = ("cso_jax", "jax", "mujoco", "metaworld", "robosuite", "hf-libero")
 
 
-def run_evaluation(run: Run, stage: str, *, episodes_per_task: int | None = None, rows_file: str = ROWS):
-    """Evaluate the policy that `stage` left, on the episodes that have no row in `rows_file` yet.
+def run_evaluation(run: Run, name: str, *, episodes_per_task: int | None = None, rows_file: str = ROWS):
+    """Run the evaluation of that name in the table, for the episodes that have no row in `rows_file` yet.
 
-    Returns the rows of the stage, and writes `results.json` when they are complete and in the run's own file.
+    Returns its rows, and writes `results.json` when they are complete and in the run's own file.
     """
-    episodes_per_task = episodes_per_task or run.config.evaluation.episodes_per_task
+    episodes_per_task = episodes_per_task or table.episodes_per_task(name, run.config)
     rows_path = run.workdir / rows_file
-    done = {(row["task"], row["init"]) for row in read_jsonl(rows_path) if row["stage"] == stage}
+    done = {(row["task"], row["init"]) for row in read_jsonl(rows_path) if row["stage"] == name}
     requests = [
         EpisodeRequest(require_eval(init), run.episode_key("evaluation", task, number))
         for number in range(episodes_per_task)
@@ -33,44 +35,60 @@ def run_evaluation(run: Run, stage: str, *, episodes_per_task: int | None = None
         if (task, (init := run.eval_init(task, number)).name) not in done
     ]
     if requests:
-        act = make_evaluation_act(run, stage)
+        if rows_file == ROWS:
+            _measure(run, name)
+        act = make_evaluation_act(run, name)
         common = {"horizon": run.config.env.horizon, "renderer": envs.renderer(run.settings), "versions": versions()}
         total = episodes_per_task * len(run.tasks)
         wins = 0
 
         def keep(_: int, record: EpisodeRecord) -> None:
-            append_jsonl(rows_path, [_row(run, stage, record) | common], sync=False)
+            append_jsonl(rows_path, [_row(run, name, record) | common], sync=False)
             bar.update()
 
-        with telemetry.progress(total, f"evaluate {stage}", unit="episode", initial=total - len(requests)) as bar:
+        bar: telemetry.Progress[None]
+        with telemetry.progress(total, f"evaluate {name}", unit="episode", initial=total - len(requests)) as bar:
             for first in range(0, len(requests), run.config.evaluation.wave):
                 wave = requests[first : first + run.config.evaluation.wave]
                 records = run.rollout(wave, act, on_episode=keep)
                 wins += sum(record.success for record in records)
                 bar.set_postfix({"success": wins / (first + len(records))})
     wanted = {run.eval_init(task, number).name for number in range(episodes_per_task) for task in run.tasks}
-    rows = [row for row in read_jsonl(rows_path) if row["stage"] == stage and row["init"] in wanted]
+    rows = [row for row in read_jsonl(rows_path) if row["stage"] == name and row["init"] in wanted]
     if rows_file == ROWS:
         write_results(run.config, run.workdir)
     successes = sum(row["success"] for row in rows)
     low, high = wilson(successes, len(rows))
     telemetry.log(
-        f"{stage}: success {successes / max(len(rows), 1):.3f} (95 % {low:.3f} to {high:.3f}, n = {len(rows)} "
+        f"{name}: success {successes / max(len(rows), 1):.3f} (95 % {low:.3f} to {high:.3f}, n = {len(rows)} "
         f"episodes, {len(run.tasks)} tasks, seed {run.config.seed})"
     )
     return rows
 
 
-def make_evaluation_act(run: Run, stage: str) -> ActFn:
-    """The policy of a stage as it is evaluated."""
-    return make_act(run.agent(run.variables(stage)), clock=run.clock)
+def make_evaluation_act(run: Run, name: str) -> ActFn:
+    """Who acts in an evaluation."""
+    return make_act(table.EVALUATIONS[name].agent(run), clock=run.clock)
 
 
-def _row(run: Run, stage: str, record: EpisodeRecord) -> dict:
+def _measure(run: Run, name: str) -> None:
+    measure = table.EVALUATIONS[name].measure
+    if measure is not None and not run.metrics.rows(name):
+        run.metrics.write(name, 0, **measure(run))
+
+
+def warn_of_the_codebook(run: Run) -> None:
+    """Say so where the codebook takes much of what behaviour cloning reaches."""
+    cost = codebook_cost(read_jsonl(run.workdir / ROWS))
+    if cost:
+        telemetry.warn(cost)
+
+
+def _row(run: Run, name: str, record: EpisodeRecord) -> dict:
     init = record.request.init
     states = envs.evaluation_states(run.settings)
     return {
-        "stage": stage,
+        "stage": name,
         "task": init.task,
         "init": init.name,
         **({} if states is None else {"state": init.index % states}),

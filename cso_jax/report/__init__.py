@@ -33,6 +33,8 @@ def text_tables(workdir: PathLike) -> str:
         parts.append(table.as_text())
         if table.title == tables.SUCCESS_TITLE and sentences:
             parts.append(sentences)
+        if table.title == tables.DATA_TITLE and (warning := tables.codebook_warning(run)):
+            parts.append(warning)
     codebook = tables.codebook_sentence(run)
     if codebook:
         parts.append(f"Codebook: {codebook}")

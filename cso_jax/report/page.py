@@ -92,6 +92,7 @@ def render(run: Run) -> str:
     name = str(run.config.get("name") or run.workdir.resolve().name)
     sections = [
         _headline(run, name),
+        _data(run),
         _success(run),
         _plots("Learning", plots.learning_plots(run)),
         _plots("Health of the SPO updates", plots.diagnostic_plots(run)),
@@ -149,6 +150,16 @@ def _change(sentence: str, verdict: str) -> str:
     return f'<li class="{verdict.split()[0]}" data-sign="{sign}">{text}</li>'
 
 
+def _data(run: Run) -> str:
+    table = tables.data_table(run)
+    if table is None:
+        return ""
+    warning = tables.codebook_warning(run)
+    problem = f'<p class="problem">{_text(warning)}</p>' if warning else ""
+    colours = [_stage_colour(name) for name in tables.data_rows(run)]
+    return f"<h2>{_text(table.title)}</h2>{problem}{_table(table, row_colours=colours)}"
+
+
 def _success(run: Run) -> str:
     table = tables.success_table(run)
     if table is None:
@@ -175,11 +186,13 @@ def _tables(title: str, found: Iterable[Table | None]) -> str:
     return f"<h2>{_text(title)}</h2>{'<p></p>'.join(parts)}" if parts else ""
 
 
-def _table(table: Table, colours: Sequence[str] = ()) -> str:
+def _table(table: Table, colours: Sequence[str] = (), *, row_colours: Sequence[str] = ()) -> str:
+    """Rates have bars in the colour of their column, or of their row."""
     head = "".join(f"<th>{_text(column)}</th>" for column in table.columns)
     rows = []
-    for row in table.rows:
-        cells = "".join(_cell(cell, colours[j] if j < len(colours) else "") for j, cell in enumerate(row))
+    for i, row in enumerate(table.rows):
+        of_row = row_colours[i] if i < len(row_colours) else ""
+        cells = "".join(_cell(cell, colours[j] if j < len(colours) else of_row) for j, cell in enumerate(row))
         rows.append(f"<tr{' class=total' if str(row[0]).startswith('all ') else ''}>{cells}</tr>")
     kind = ' class="values"' if not table.columns[0] else ' class="narrow"' if len(table.columns) < 3 else ""
     note = f'<p class="note">{_text(table.note)}</p>' if table.note else ""

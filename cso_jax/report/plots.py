@@ -21,7 +21,7 @@ VARIABLES = {
     BLUE: "blue", ORANGE: "orange", GREEN: "green", RED: "red", GREY: "grey",
 }  # fmt: skip
 _BY_NAME = {name: colour for colour, name in VARIABLES.items()}
-STAGE_COLOURS = {stage.name: _BY_NAME[stage.colour] for stage in table.STAGES.values() if stage.evaluated}
+STAGE_COLOURS = {one.name: _BY_NAME[one.colour] for one in table.EVALUATIONS.values()}
 
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
@@ -87,7 +87,7 @@ def success_by_stage(run: Run) -> str:
                 axes.plot([100 * bound for bound in cell.bounds], [y, y], color=colour, linewidth=1.6)
             axes.plot(
                 [100 * cell.rate for _, cell in points], [y for y, _ in points],
-                color=colour, marker=table.STAGES[stage].marker, markersize=5, linestyle="none",
+                color=colour, marker=table.EVALUATIONS[stage].marker, markersize=5, linestyle="none",
                 label=STAGE_NAMES[stage],
             )  # fmt: skip
         if len(names) > 1:
@@ -192,6 +192,9 @@ def learning_plots(run: Run) -> list[tuple[str, str]]:
         ("Codebook: codes in use", curves(
             run, "codebook", [("codes_used", "codes used", BLUE), ("perplexity", "perplexity", ORANGE)],
             "gradient step", "codes", log=False)),
+        ("Behaviour cloning: error of the chunk", curves(
+            run, "reference", [("loss", "training", GREY), ("validation_loss", "validation", GREEN)],
+            "gradient step", "mean absolute error")),
         ("Imitation: next-token loss", curves(
             run, "imitation", [("loss", "training", GREY), ("validation_loss", "validation", BLUE)],
             "gradient step", "loss [nats per token]")),

@@ -33,11 +33,16 @@ class Run:
 
     @property
     def stages(self) -> list[str]:
-        """The evaluated stages that have results, in order."""
-        return [stage for stage in table.EVALUATED if self.results.get(stage)]
+        """The steps of the cascade that have results, in order."""
+        return [stage for stage in table.STEPS if self.results.get(stage)]
+
+    @property
+    def references(self) -> list[str]:
+        """What was evaluated beside the steps of the cascade and has results, in order."""
+        return [name for name in table.EVALUATIONS if name not in table.STEPS and self.results.get(name)]
 
     def overall(self, stage: str) -> Interval:
-        """All tasks of a stage together."""
+        """All tasks of an evaluation together."""
         cells = self.results[stage].values()
         return Interval(sum(cell.successes for cell in cells), sum(cell.episodes for cell in cells))
 
@@ -91,7 +96,7 @@ def is_number(value: Any) -> bool:
 
 def _results(raw: Mapping[str, Any]) -> dict[str, dict[str, Interval]]:
     results: dict[str, dict[str, Interval]] = {}
-    for stage in table.EVALUATED:
+    for stage in table.EVALUATIONS:
         tasks = raw.get(stage)
         for task, cell in tasks.items() if isinstance(tasks, dict) else ():
             if isinstance(cell, dict) and is_number(cell.get("successes")) and is_number(cell.get("episodes")):
@@ -101,7 +106,7 @@ def _results(raw: Mapping[str, Any]) -> dict[str, dict[str, Interval]]:
 
 def _results_of_episodes(episodes: Mapping[str, list[dict[str, Any]]]) -> dict[str, dict[str, Interval]]:
     results: dict[str, dict[str, Interval]] = {}
-    for stage in table.EVALUATED:
+    for stage in table.EVALUATIONS:
         outcome = {(row["task"], row["init"], str(row.get("seed"))): row["success"] for row in episodes.get(stage, [])}
         for task in sorted({key[0] for key in outcome}):
             values = [bool(success) for key, success in outcome.items() if key[0] == task]

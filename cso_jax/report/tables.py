@@ -6,11 +6,14 @@ from itertools import pairwise
 
 from cso_jax.report.run_files import STAGE_NAMES, Run, is_number
 from cso_jax.report.table import NONE, Cell, Interval, Table
+from cso_jax.results import codebook_cost
 from cso_jax.statistics import PairedComparison, paired_comparison
 from cso_jax.telemetry import duration_text
 
 PHASES = ("physics", "rendering", "inference", "update", "compile", "data", "wait", "checkpoint", "other")
 SUCCESS_TITLE = "Success by task and stage"
+DATA_TITLE = "What the data allows"
+_BASE = "imitation"  # the step that the references are compared with
 
 
 def success_table(run: Run) -> Table | None:
@@ -31,6 +34,38 @@ def success_table(run: Run) -> Table | None:
     if len(stages) > 1:
         note += " Last column: paired difference on the same initial states with its 95 % interval."
     return Table(SUCCESS_TITLE, columns, rows, note)
+
+
+def data_rows(run: Run) -> list[str]:
+    """The references, and the policy that the cascade starts from beside them; empty without references."""
+    return [*run.references, *(name for name in run.stages if name == _BASE)] if run.references else []
+
+
+def data_table(run: Run) -> Table | None:
+    """What the demonstrations allow: behaviour cloning, its chunks through the codebook, imitation greedy, sampled."""
+    names = data_rows(run)
+    if not names:
+        return None
+    first, *others = names
+    rows: list[list[Cell]] = [[_data_label(first), run.overall(first), NONE]]
+    rows += [[_data_label(name), run.overall(name), change_text(compare(run, first, name))] for name in others]
+    note = (
+        "All tasks. Behaviour cloning: an MLP on the same demonstrations. Codebook ceiling: its chunks, encoded and "
+        "decoded by the codebook before they are executed. Greedy: the likeliest token each time; sampled: as it is "
+        f"evaluated everywhere. Last column: points against {_data_label(first).lower()}, paired on the same initial "
+        "states, with their 95 % interval."
+    )
+    return Table(DATA_TITLE, ["policy", "success", "difference, points"], rows, note)
+
+
+def _data_label(name: str) -> str:
+    return f"{STAGE_NAMES[name]}, sampled" if name == _BASE else STAGE_NAMES[name]
+
+
+def codebook_warning(run: Run) -> str:
+    """The sentence that the codebook takes much of what behaviour cloning reaches, or ""."""
+    cost = codebook_cost(row for name in ("reference", "ceiling") for row in run.episodes.get(name, []))
+    return cost[:1].upper() + cost[1:] + "." if cost else ""
 
 
 def ranked_tasks(run: Run) -> list[str]:
@@ -185,7 +220,7 @@ def protocol_table(run: Run) -> Table | None:
 
 def all_tables(run: Run) -> list[Table]:
     """The tables that this run can fill, in reading order."""
-    makers = (success_table, collection_table, demos_table, timing_table, protocol_table)
+    makers = (data_table, success_table, collection_table, demos_table, timing_table, protocol_table)
     return [table for table in (maker(run) for maker in makers) if table is not None]
 
 

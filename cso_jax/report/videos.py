@@ -62,7 +62,7 @@ def _record(run: Run, missing: list[dict[str, Any]]) -> None:
 
 def choose(rows: Sequence[dict[str, Any]], tasks: Sequence[str], final: str, count: int) -> list[dict[str, Any]]:
     """Rows of `episodes.jsonl` worth a video: tasks with both outcomes first, then the rest."""
-    first = table.EVALUATED[0]
+    first = table.STEPS[0]
     before = {(row["task"], row["init"]): row for row in rows if row["stage"] == first}
 
     def of(task: str, success: bool) -> list[dict[str, Any]]:

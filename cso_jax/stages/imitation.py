@@ -35,18 +35,22 @@ def run_stage(run: Run) -> None:
     """Train the policy to predict what the demonstrations did."""
     if run.finished(STAGE):
         return
-    settings = run.config.imitation
     tokenised = run.policy.wants.target == "skill"
-    variables = run.variables("codebook") if tokenised else run.fresh_variables(run.key("init"))
+    train(run, STAGE, run.variables("codebook") if tokenised else run.fresh_variables(run.key("init")))
+
+
+def train(run: Run, stage: str, variables: Variables) -> None:
+    """Imitation by the run's policy from `variables`, booked as the stage of that name, with its section's values."""
+    settings = run.config[stage]
     training, validation = demonstration_rows(run, variables)
     everything = np.arange(len(training))
     lowdim = {name: training.columns[name][everything] for name in run.spec.lowdim}
     variables = run.policy.prepare(variables, lowdim, run.config)
     optimiser, schedule = optimiser_of(settings, settings.steps)
-    order = BatchOrder(settings.batch_size, len(training), run.seed(STAGE, "order"))
+    order = BatchOrder(settings.batch_size, len(training), run.seed(stage, "order"))
     fit(
         run,
-        STAGE,
+        stage,
         state=learner.start(variables, run.policy.trained_parts(STAGE, run.config), optimiser),
         update=update_of(run, optimiser, settings),
         batch=lambda step: training.take(order(step)),
@@ -86,18 +90,23 @@ def demonstration_rows(run: Run, variables: Variables) -> tuple[Rows, Rows | Non
     The last episodes of each task, `config.imitation.validation_fraction` of them, are the validation rows.
     """
     in_memory = _image_bytes(run) <= _IMAGES_IN_MEMORY
-    by_task = demos.load(run, images=in_memory)
+    parts = split(run, demos.load(run, images=in_memory))
+    if not parts["training"]:
+        raise RunError("no demonstrations are left to train on; lower config.imitation.validation_fraction")
+    built = [_rows(run, variables, chosen, in_memory) if chosen else None for chosen in parts.values()]
+    assert built[0] is not None
+    return built[0], built[1]
+
+
+def split(run: Run, by_task: Sequence[Sequence[StoredEpisode]]) -> dict[str, list[tuple[int, StoredEpisode]]]:
+    """The demonstrations, each with its task's number: "training", and "validation" as `demonstration_rows` says."""
     held_out = int(run.config.imitation.validation_fraction * run.config.demos.per_task)
     parts: dict[str, list[tuple[int, StoredEpisode]]] = {"training": [], "validation": []}
     for task, episodes in enumerate(by_task):
         for number, episode in enumerate(episodes):
             part = "training" if number < len(episodes) - held_out else "validation"
             parts[part].append((task, episode))
-    if not parts["training"]:
-        raise RunError("no demonstrations are left to train on; lower config.imitation.validation_fraction")
-    built = [_rows(run, variables, chosen, in_memory) if chosen else None for chosen in parts.values()]
-    assert built[0] is not None
-    return built[0], built[1]
+    return parts
 
 
 def _rows(run: Run, variables: Variables, chosen: Sequence[tuple[int, StoredEpisode]], in_memory: bool) -> Rows:

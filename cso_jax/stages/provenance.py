@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from cso_jax.data.libero import official
 from cso_jax.envs import task_names
 from cso_jax.files import append_jsonl, atomic_write_text, read_jsonl, rewrite_jsonl
 from cso_jax.results import ROWS, write_results
-from cso_jax.stages.table import EVALUATED, EVALUATION_READS, STAGES, found_outputs, is_common, needs, reads
+from cso_jax.stages.table import EVALUATIONS, STAGES, evaluations_of, found_outputs, is_common, needs, reads
 
 RECORDS = "stages.json"
 GROWING = ("spo.iterations", "evaluation.episodes_per_task")
@@ -55,13 +55,14 @@ def changed_keys(config: ConfigDict, workdir: Path) -> list[str]:
     changed = configs.differences(before, config)
     restarting = _restarting(config, workdir, changed)
     kept = [name for name in STAGES if name not in restarting and _present(name, config, workdir)]
-    evaluated = any(row["stage"] in kept for row in read_jsonl(workdir / ROWS))
+    rows = {row["stage"] for row in read_jsonl(workdir / ROWS)}
+    evaluated = [one for one in EVALUATIONS.values() if one.name in rows and set(one.of) <= set(kept)]
     refused = []
     for key, line in changed.items():
         if key in GROWING and _grows(before, config, key):
             continue
         holders = [STAGES[name].label for name in kept if is_common(key) or reads(STAGES[name].reads, key)]
-        if evaluated and reads(EVALUATION_READS, key):
+        if any(reads(one.reads, key) for one in evaluated):
             holders.append("evaluations")
         if holders:
             growing = "; it can only grow" if key in GROWING else ""
@@ -134,34 +135,44 @@ def finish(config: ConfigDict, workdir: Path, name: str) -> None:
     record = records.get(name, {})
     if mark is None or record.get("made") == mark:
         return
-    if record.get("made") is not None and name in EVALUATED:
-        _set_evaluation_aside(config, workdir, name, _superseded(workdir, name))
+    if record.get("made") is not None:
+        _set_evaluations_aside(config, workdir, name, _superseded(workdir, name))
     _write_records(workdir, records | {name: record | {"made": mark}})
 
 
 def set_aside(config: ConfigDict, workdir: Path, name: str, why: str) -> None:
     """Move everything that a stage has left, its evaluation too, to `superseded/`; its metrics are dropped."""
     target = _superseded(workdir, name)
-    _set_evaluation_aside(config, workdir, name, target)
-    rows = read_jsonl(workdir / "metrics.jsonl")
-    logged = STAGES[name].metrics
-    append_jsonl(target / "metrics.jsonl", [row for row in rows if row["stage"] in logged])
-    rewrite_jsonl(workdir / "metrics.jsonl", [row for row in rows if row["stage"] not in logged])
-    for place in (*found_outputs(name, workdir), *(workdir / "tensorboard" / each for each in logged)):
+    _set_evaluations_aside(config, workdir, name, target)
+    _set_metrics_aside(workdir, target, STAGES[name].metrics)
+    for place in found_outputs(name, workdir):
         _move(place, target / place.relative_to(workdir))
     _drop_account(workdir, name)
     telemetry.warn(f"{STAGES[name].label}: {why}; it is made again, what was there is kept in {target}")
 
 
-def _set_evaluation_aside(config: ConfigDict, workdir: Path, name: str, target: Path) -> None:
+def _set_evaluations_aside(config: ConfigDict, workdir: Path, stage: str, target: Path) -> None:
+    """Move the rows, videos and measurements of every evaluation in which the stage's outcome acted."""
+    names = evaluations_of(stage)
     rows = read_jsonl(workdir / ROWS)
-    append_jsonl(target / ROWS, [row for row in rows if row["stage"] == name])
-    for place in (workdir / f"evaluation_{name}.jsonl", *sorted((workdir / "videos").glob(f"{name}_*"))):
-        _move(place, target / place.relative_to(workdir))
-    if any(row["stage"] == name for row in rows):
-        rewrite_jsonl(workdir / ROWS, [row for row in rows if row["stage"] != name])
+    append_jsonl(target / ROWS, [row for row in rows if row["stage"] in names])
+    for name in names:
+        for place in (workdir / f"evaluation_{name}.jsonl", *sorted((workdir / "videos").glob(f"{name}_*"))):
+            _move(place, target / place.relative_to(workdir))
+        _drop_account(workdir, f"evaluate {name}")
+    _set_metrics_aside(workdir, target, [name for name in names if EVALUATIONS[name].measure is not None])
+    if any(row["stage"] in names for row in rows):
+        rewrite_jsonl(workdir / ROWS, [row for row in rows if row["stage"] not in names])
         write_results(config, workdir)
-    _drop_account(workdir, f"evaluate {name}")
+
+
+def _set_metrics_aside(workdir: Path, target: Path, logged: Collection[str]) -> None:
+    rows = read_jsonl(workdir / "metrics.jsonl")
+    if any(row["stage"] in logged for row in rows):
+        append_jsonl(target / "metrics.jsonl", [row for row in rows if row["stage"] in logged])
+        rewrite_jsonl(workdir / "metrics.jsonl", [row for row in rows if row["stage"] not in logged])
+    for name in logged:
+        _move(workdir / "tensorboard" / name, target / "tensorboard" / name)
 
 
 def _superseded(workdir: Path, name: str) -> Path:

@@ -14,13 +14,16 @@ from harness.variants import Variant
 
 _ROUND_SEEDS = 20
 
+# What runs unless a variant says otherwise: the references are the same beside every variant of a seed.
+_SWITCHES = {"rsft.enabled": "true", "reference.enabled": "false"}
+
 MakeVariants = Callable[[ConfigDict], Sequence[Variant]]
 """The rows of an experiment, for a suite's config."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """One run: what `one_run.py` is told, and what tells that it has finished."""
+    """One run: what `one_run.py` is told, and what tells that it has finished: the evaluations `stages`."""
 
     variant: Variant
     seed: int
@@ -71,12 +74,13 @@ class Plan:
 
 
 def make_plans(
-    make_variants: MakeVariants, options: Options, *, log_ratios: bool = False
+    make_variants: MakeVariants, options: Options, *, log_ratios: bool = False, needs_base: bool = True
 ) -> tuple[list[Plan], list[Plan], Sequence[Variant]]:
     """The base run of each seed, the run of each variant and seed, and the variants.
 
-    Variants of one config share a run; one that ends before SPO and changes nothing is the base run itself. Raises
-    ConfigError for a suite that cannot be read or cannot have a variant.
+    Variants of one config share a run; one that ends before SPO and changes nothing is the base run itself. Where no
+    base is needed there are none to run, and a variant starts from one only if another experiment has finished it.
+    Raises ConfigError for a suite that cannot be read or cannot have a variant.
     """
     scale = scale_overrides(options.suite, options.scale)
     chosen = make_variants(configs.load(options.suite, list(scale.items())))
@@ -86,11 +90,22 @@ def make_plans(
         for base in bases
         for variant in chosen
     ]
-    return bases, runs, chosen
+    if not needs_base:
+        finished = [base.workdir for base in bases if base.done]
+        runs = [one if one.base in finished else dataclasses.replace(one, base=None) for one in runs]
+    return bases if needs_base else [], _together(runs), chosen
+
+
+def _together(runs: Sequence[Plan]) -> list[Plan]:
+    """The plans; those of one run are done when all that they evaluate is."""
+    stages: dict[Path, dict[str, None]] = {}
+    for one in runs:
+        stages.setdefault(one.workdir, {}).update(dict.fromkeys(one.stages))
+    return [dataclasses.replace(one, stages=tuple(stages[one.workdir])) for one in runs]
 
 
 def _base_plan(options: Options, common: Mapping[str, str], seed: int) -> Plan:
-    overrides = list((dict(common) | {"rsft.enabled": "true", "spo.enabled": "false"}).items())
+    overrides = list((dict(common) | _SWITCHES | {"spo.enabled": "false"}).items())
     config = configs.load(options.suite, overrides)
     workdir = options.out / "base" / f"seed_{seed}"
     _refuse_another_config(workdir, config)
@@ -106,7 +121,7 @@ def _refuse_another_config(workdir: Path, config: ConfigDict) -> None:
 
 def _variant_plan(options: Options, variant: Variant, common: Mapping[str, str], base: Plan, log_ratios: bool) -> Plan:
     changes = {key: text_of(value) for key, value in variant.changes.items()}
-    enabled = {"rsft.enabled": "true", "spo.enabled": text_of(variant.stage == "spo")}
+    enabled = _SWITCHES | {"spo.enabled": text_of(variant.stage == "spo")}
     overrides = list((dict(common) | enabled | changes).items())
     try:
         config = configs.load(options.suite, overrides)

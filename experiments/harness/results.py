@@ -70,6 +70,9 @@ def _group_size(workdir: Path) -> int:
 
 
 _STAGES_UP_TO = {
+    "reference": ("demos", "reference"),
+    "ceiling": ("demos", "codebook", "reference"),
+    "greedy": ("demos", "codebook", "imitation"),
     "imitation": ("demos", "codebook", "imitation"),
     "rsft": ("demos", "codebook", "imitation", "rsft"),
 }

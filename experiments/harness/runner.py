@@ -37,7 +37,8 @@ class Experiment:
 
     `variants(config)` makes the rows for a suite's config; `reference` is the name of the one that the others are
     compared with. `finish(outcome)` draws and tabulates beyond the standard table and plots, or in their place where
-    `standard` is False. `log_ratios` keeps per-episode log-ratios of every SPO run (see harness/log_ratios.py).
+    `standard` is False. `base` says whether the variants start from base runs, which go as far as R-SFT. `log_ratios`
+    keeps per-episode log-ratios of every SPO run (see harness/log_ratios.py).
     """
 
     name: str
@@ -47,6 +48,7 @@ class Experiment:
     paper_columns: Sequence[str] = ()
     note: str = ""
     standard: bool = True
+    base: bool = True
     log_ratios: bool = False
     finish: Callable[["Outcome"], None] | None = None
 
@@ -237,7 +239,9 @@ def main(experiment: Experiment, arguments: Sequence[str] | None = None, *, run:
         options = parse(experiment.name, arguments)
         configs.load(options.suite)  # before the folder is made
         _make_folder(options.out)
-        bases, cells, chosen = make_plans(experiment.variants, options, log_ratios=experiment.log_ratios)
+        bases, cells, chosen = make_plans(
+            experiment.variants, options, log_ratios=experiment.log_ratios, needs_base=experiment.base
+        )
     except configs.ConfigError as error:
         return fail(error)
     based = {one.workdir for one in bases}
@@ -251,7 +255,9 @@ def main(experiment: Experiment, arguments: Sequence[str] | None = None, *, run:
         try:
             failures = execute(bases, options, run, "base runs", stop)
             ready = {one.workdir for one in bases if one.done}
-            failures += execute([one for one in runs if one.base in ready], options, run, "variants", stop)
+            failures += execute(
+                [one for one in runs if one.base in ready or not experiment.base], options, run, "variants", stop
+            )
         except Stopped:
             telemetry.log("stopped; what was saved is kept, run the same command to go on")
             return received.exit_status or EXIT_INTERRUPTED

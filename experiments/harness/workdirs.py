@@ -23,19 +23,20 @@ from cso_jax.files import append_jsonl, atomic_write_text, read_jsonl
 from cso_jax.stages import provenance, table
 from cso_jax.telemetry import PhaseClock
 
-_SHARED = tuple(name for name in table.STAGES if name != "spo")  # what a variant may take from its base
-
 
 def shared_stages(base: ConfigDict, config: ConfigDict) -> list[str]:
     """The stages (and evaluations) whose outcome is the same under both configs, in the order of the cascade."""
     different = configs.differences(json.loads(configs.to_json(base)), config)
+    before = {one.name for one in table.evaluations(base)}
     shared: list[str] = []
-    for stage in _SHARED:
-        if any(table.depends(stage, key, config) for key in different):
+    for stage in table.enabled(config):
+        if stage.name == "spo" or any(table.depends(stage.name, key, config) for key in different):
             continue
-        shared.append(stage)
-        if stage in table.EVALUATED and not any(table.reads(table.EVALUATION_READS, key) for key in different):
-            shared.append(f"evaluate {stage}")
+        shared.append(stage.name)
+        for one in table.evaluations(config, after=stage.name):
+            same = one.name in before and set(one.of) <= set(shared)
+            if same and not any(table.reads(one.reads, key) for key in different):
+                shared.append(f"evaluate {one.name}")
     return shared
 
 
@@ -46,7 +47,7 @@ def prepare(workdir: Path, base: Path, config: ConfigDict, notes: dict[str, Any]
     before = configs.from_json((base / "config.json").read_text())
     shared = shared_stages(before, config)
     with _assembled(workdir) as draft:
-        _take_stages(base, draft, [stage for stage in shared if stage in _SHARED])
+        _take_stages(base, draft, [stage for stage in shared if stage in table.STAGES])
         evaluated = [stage.removeprefix("evaluate ") for stage in shared if stage.startswith("evaluate ")]
         append_jsonl(
             draft / "episodes.jsonl", [r for r in read_jsonl(base / "episodes.jsonl") if r["stage"] in evaluated]
@@ -107,7 +108,8 @@ def _link(source: str, target: str) -> str:
 
 
 def _copy_account(base: Path, draft: Path, shared: Sequence[str]) -> None:
-    logged = {name for stage in shared if stage in _SHARED for name in (stage, *table.STAGES[stage].metrics)}
+    logged = {name for stage in shared if stage in table.STAGES for name in (stage, *table.STAGES[stage].metrics)}
+    logged |= {stage.removeprefix("evaluate ") for stage in shared if stage not in table.STAGES}
     append_jsonl(draft / "metrics.jsonl", [r for r in read_jsonl(base / "metrics.jsonl") if r["stage"] in logged])
     timing = PhaseClock.load(base / "timing.json")
     kept = {stage: phases for stage, phases in timing.items() if stage in shared}
@@ -128,7 +130,7 @@ def exclusive(workdir: Path) -> Iterator[None]:
 
 
 def complete(workdir: Path, config: ConfigDict, stages: Sequence[str]) -> bool:
-    """Whether a run of exactly this config holds every evaluation episode of these stages."""
+    """Whether a run of exactly this config holds every episode of these evaluations."""
     results = workdir / "results.json"
     if not results.exists() or not (workdir / "config.json").exists():
         return False
@@ -137,8 +139,11 @@ def complete(workdir: Path, config: ConfigDict, stages: Sequence[str]) -> bool:
         return False
     cells = json.loads(results.read_text())
     tasks = envs.task_names(config.env.to_dict())
-    wanted = config.evaluation.episodes_per_task
-    return all(cells.get(stage, {}).get(task, {}).get("episodes") == wanted for stage in stages for task in tasks)
+    return all(
+        cells.get(stage, {}).get(task, {}).get("episodes") == table.episodes_per_task(stage, config)
+        for stage in stages
+        for task in tasks
+    )
 
 
 def folder(parent: Path, name: str, config: ConfigDict) -> Path:

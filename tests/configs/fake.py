@@ -31,6 +31,7 @@ def get_config():
         config[stage].log_every = 5
         config[stage].checkpoint_every = 20
     config.imitation.augment = False
+    config.reference.enabled = False
     config.rsft.augment = False
     config.rsft.checkpoint_every = 5
     config.rsft.successes_per_task = 6

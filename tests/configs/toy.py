@@ -24,6 +24,7 @@ def get_config():
         config[stage].batch_size = 32
         config[stage].learning_rate = 3e-3
     config.imitation.augment = False
+    config.reference.enabled = False
     config.rsft.augment = False
     config.rsft.successes_per_task = 4
     config.rsft.max_rollouts_per_task = 8

@@ -33,10 +33,11 @@ def test_variants_change_what_they_document(script, suite, tmp_path):
     suite_config = json.loads(configs.to_json(configs.load(SUITES[suite], [("seed", "1")])))
     for one in cells:
         changed = set(configs.differences(suite_config, one.config))
-        switches = {"spo.enabled"} if one.variant.stage != "spo" else set()
+        switches = {"reference.enabled"} | ({"spo.enabled"} if one.variant.stage != "spo" else set())
         assert changed <= set(one.variant.changes) | switches, one.variant.name
         for key, value in one.variant.changes.items():
             assert configs.flatten(one.config)[key] == value
+        assert one.config.reference.enabled == (script == "base_policy")  # once, not beside every variant
         if one.variant.stage != "spo" and not one.variant.changes:
             assert one.workdir == bases[0].workdir
         assert set(one.variant.paper) <= set(experiment.paper_columns)

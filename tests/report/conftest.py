@@ -10,6 +10,9 @@ from cso_jax.files import append_jsonl
 
 TASKS = ["button-press-v3", "door-open-v3", "drawer-open-v3", "peg-insert-side-v3", "push-v3"]
 RATES = {
+    "reference": (0.9, 0.85, 0.95, 0.6, 0.8),
+    "ceiling": (0.75, 0.55, 0.8, 0.3, 0.45),
+    "greedy": (0.7, 0.5, 0.75, 0.2, 0.45),
     "imitation": (0.7, 0.5, 0.8, 0.2, 0.4),
     "rsft": (0.8, 0.6, 0.85, 0.25, 0.5),
     "spo": (0.95, 0.8, 0.9, 0.45, 0.75),
@@ -76,6 +79,7 @@ def metric_rows(draw):
             "stage": "codebook", "step": step, "loss": noise * 30 / (step + 60), "codes_used": min(800, step / 3),
             "perplexity": min(420, step / 6), "grad_norm": None,
         }  # fmt: skip
+        yield {"stage": "reference", "step": step, "loss": noise * 20 / (step + 60)}
         loss = noise * (1.2 + 5 * 2 ** (-step / 500))
         row = {"stage": "imitation", "step": step, "loss": loss, "token_accuracy": 1 / (1 + loss)}
         yield row | ({"validation_loss": loss + 0.2} if step % 500 == 0 else {})

@@ -117,6 +117,36 @@ def test_text_tables_carry_n_and_intervals(full_run):
     assert "Codebook: 800 of 1000 codes used (80.0 %)" in text
 
 
+def test_what_the_data_allows_stands_beside_the_cascade(full_run, quick_plots):
+    run = run_files.load_run(full_run)
+    table = tables.data_table(run)
+    assert [row[0] for row in table.rows] == [
+        "Behaviour cloning", "Codebook ceiling", "Imitation, greedy", "Imitation, sampled",
+    ]  # fmt: skip
+    assert [row[1].episodes for row in table.rows] == [100] * 4
+    text = report.text_tables(full_run)
+    assert re.search(r"Codebook ceiling +\d+\.\d % \[\d+, \d+\] \(\d+/100\) +-\d+\.\d \[-\d+, -\d+\]", text)
+    page_text = " ".join(check(report.build(full_run)).text)
+    for place in (text, page_text.replace("\xa0", " ")):
+        assert place.count("raise config.codebook.steps or config.autoencoder.width.") == 1
+        assert "Imitation, greedy" in place
+    # The cascade is compared with itself alone.
+    assert run.stages == ["imitation", "rsft", "spo"] and run.references == ["reference", "ceiling", "greedy"]
+    assert not re.search("(cloning|ceiling|greedy)", " ".join(text for text, _ in tables.comparison_sentences(run)))
+    assert tables.success_table(run).columns[1:4] == ["Imitation", "R-SFT", "SPO"]
+
+
+def test_without_references_nothing_is_said_of_them(full_run, quick_plots):
+    for name in ("results.json", "episodes.jsonl"):
+        remove(full_run / name)
+    write_rows = [
+        {"stage": "imitation", "task": "a", "init": f"eval:a:{i}", "seed": 0, "success": True} for i in range(3)
+    ]  # fmt: skip
+    append_jsonl(full_run / "episodes.jsonl", write_rows)
+    assert tables.data_table(run_files.load_run(full_run)) is None
+    assert "What the data allows" not in report.text_tables(full_run) + report.build(full_run).read_text("utf-8")
+
+
 def test_rows_are_sorted_by_the_last_stage(full_run):
     table = tables.success_table(run_files.load_run(full_run))
     rates = [row[3].rate for row in table.rows[1:]]

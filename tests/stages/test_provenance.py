@@ -22,11 +22,15 @@ from cso_jax.stages import provenance, table
 @pytest.mark.parametrize(
     ("key", "stages"),
     [
-        ("env.horizon", {"demos", "codebook", "imitation", "rsft", "spo"}),
-        ("something.new", {"demos", "codebook", "imitation", "rsft", "spo"}),
-        ("demos.noise", {"demos", "codebook", "imitation", "rsft", "spo"}),
-        ("demos.label", {"codebook", "imitation", "rsft", "spo"}),
+        ("env.horizon", set(table.STAGES)),
+        ("something.new", set(table.STAGES)),
+        ("demos.noise", set(table.STAGES)),
+        ("demos.label", set(table.STAGES) - {"demos"}),
         ("prior.width", {"codebook", "imitation", "rsft", "spo"}),
+        ("codebook.steps", {"codebook", "imitation", "rsft", "spo"}),
+        ("autoencoder.chunk_length", set(table.STAGES) - {"demos"}),
+        ("imitation.validation_fraction", {"reference", "imitation", "rsft", "spo"}),
+        ("reference.steps", {"reference"}),
         ("imitation.steps", {"imitation", "rsft", "spo"}),
         ("rsft.steps", {"rsft", "spo"}),
         ("sampling.top_k", {"spo"}),
@@ -37,6 +41,24 @@ from cso_jax.stages import provenance, table
 def test_which_stages_depend_on_a_key(key, stages):
     config = defaults.metaworld()
     assert {name for name in table.STAGES if table.depends(name, key, config)} == stages
+
+
+def test_what_is_evaluated_and_when():
+    config = defaults.metaworld()
+    assert [one.name for one in table.evaluations(config)] == [
+        "reference", "ceiling", "imitation", "greedy", "rsft", "spo",
+    ]  # fmt: skip
+    assert [one.name for one in table.evaluations(config, after="reference")] == ["reference", "ceiling"]
+    assert table.STEPS == ("imitation", "rsft", "spo")
+    assert table.evaluations_of("codebook") == ["ceiling"]
+    with config.unlocked():
+        config.reference.episodes_per_task = 7
+    assert [table.episodes_per_task(name, config) for name in ("ceiling", "greedy", "imitation")] == [7, 7, 50]
+    with config.unlocked():
+        config.reference.enabled = False
+    assert [one.name for one in table.evaluations(config)] == list(table.STEPS)
+    config = defaults.with_policy(defaults.metaworld(), "bc")
+    assert [one.name for one in table.evaluations(config)] == ["imitation"]
 
 
 def test_without_rsft_spo_starts_from_imitation():
@@ -73,10 +95,14 @@ class Workdir:
             checkpoints.save(1, {"fixed": {}, "trainable": {"prior": np.full(2, value)}}, {"final": True})
             checkpoints.close()
         provenance.finish(self.config, self.folder, name)
-        if name in table.EVALUATED and not any(row["stage"] == name for row in self.rows()):
-            append_jsonl(self.folder / "episodes.jsonl", [{"stage": name, "task": "t", "init": "i", "success": True}])
-            append_jsonl(self.folder / "metrics.jsonl", [{"stage": name, "step": 1}])
-            atomic_write_text(self.folder / "videos" / f"{name}_t_success.gif", "a video")
+        for one in table.evaluations(self.config, after=name):
+            if any(row["stage"] == one.name for row in self.rows()):
+                continue
+            row = {"stage": one.name, "task": "t", "init": "i", "success": True}
+            append_jsonl(self.folder / "episodes.jsonl", [row])
+            if one.step or one.measure:
+                append_jsonl(self.folder / "metrics.jsonl", [{"stage": one.name, "step": 1}])
+            atomic_write_text(self.folder / "videos" / f"{one.name}_t_success.gif", "a video")
             write_results(self.config, self.folder)
 
     def rows(self):
@@ -94,7 +120,7 @@ class Workdir:
             shutil.rmtree(place)
 
     def evaluated(self):
-        """Stages with rows, with results and with videos: the same ones, or it fails."""
+        """Evaluations with rows, with results and with videos: the same ones, or it fails."""
         results = json.loads((self.folder / "results.json").read_text())
         by_rows = {row["stage"] for row in self.rows()}
         by_videos = {path.name.split("_")[0] for path in (self.folder / "videos").glob("*")}
@@ -110,49 +136,97 @@ def workdir(tmp_path):
     return Workdir(tmp_path)
 
 
-EVERYTHING = ["demos", "codebook", "imitation", "rsft", "spo"]
+EVERYTHING = list(table.STAGES)
+EVALUATED = set(table.EVALUATIONS)
 
 
 def test_a_stage_that_comes_out_the_same_keeps_what_follows(workdir):
     workdir.remove("imitation")
     for number, name in enumerate(table.STAGES):
         workdir.make(name, number)
-    assert workdir.begun() == EVERYTHING and workdir.evaluated() == {"imitation", "rsft", "spo"}
+    assert workdir.begun() == EVERYTHING and workdir.evaluated() == EVALUATED
     assert not (workdir.folder / "superseded").exists()
 
 
 def test_a_stage_that_comes_out_otherwise_takes_its_rows_and_what_follows_with_it(workdir, capsys):
     workdir.remove("imitation")
     workdir.make("imitation", 77)
-    assert workdir.evaluated() == {"imitation", "rsft", "spo"}  # imitation's row is new
+    assert workdir.evaluated() == EVALUATED  # imitation's row is new
     old = list((workdir.folder / "superseded").glob("imitation-*/episodes.jsonl"))
-    assert len(old) == 1 and len(read_jsonl(old[0])) == 1
+    assert len(old) == 1 and [row["stage"] for row in read_jsonl(old[0])] == ["imitation", "greedy"]
     provenance.begin(workdir.config, workdir.folder, "rsft")
-    assert workdir.begun() == ["demos", "codebook", "imitation", "spo"] and workdir.evaluated() == {"imitation", "spo"}
-    assert [row["stage"] for row in read_jsonl(workdir.folder / "metrics.jsonl")] == ["imitation", "spo", "imitation"]
+    assert workdir.begun() == [name for name in EVERYTHING if name != "rsft"]
+    assert workdir.evaluated() == EVALUATED - {"rsft"}
+    logged = [row["stage"] for row in read_jsonl(workdir.folder / "metrics.jsonl")]
+    assert logged == ["ceiling", "imitation", "spo", "imitation"]
     (kept,) = (workdir.folder / "superseded").glob("rsft-*")
     assert (kept / "checkpoints" / "rsft" / "1").is_dir() and (kept / "videos" / "rsft_t_success.gif").exists()
     assert "R-SFT: what it was made from has changed; it is made again" in capsys.readouterr().err
     workdir.make("rsft", 3)  # comes out as before, so SPO is valid after all
     workdir.make("spo", 4)
-    assert workdir.begun() == EVERYTHING and workdir.evaluated() == {"imitation", "rsft", "spo"}
+    assert workdir.begun() == EVERYTHING and workdir.evaluated() == EVALUATED
 
 
 def test_changed_values_of_a_removed_stage_make_the_later_ones_again(workdir):
     workdir.remove("imitation")
     assert workdir.change(imitation__steps=7, rsft__steps=5) == ["imitation.steps", "rsft.steps"]
-    assert workdir.begun() == ["demos", "codebook"]
+    assert workdir.begun() == ["demos", "codebook", "reference"]
     assert not (workdir.folder / "checkpoints" / "rsft").exists()
-    assert workdir.rows()[0]["stage"] == "imitation"  # until the new policy is there
+    assert workdir.evaluated() == EVALUATED - {"rsft", "spo"}  # imitation's until the new policy is there
     workdir.make("imitation", 9)
-    assert workdir.evaluated() == {"imitation"}
+    assert workdir.evaluated() == EVALUATED - {"rsft", "spo"}
+
+
+def test_another_codebook_takes_the_ceilings_rows_and_keeps_those_of_behaviour_cloning(workdir):
+    workdir.remove("codebook")
+    assert workdir.change(codebook__steps=7) == ["codebook.steps"]
+    assert workdir.begun() == ["demos", "reference"]
+    provenance.begin(workdir.config, workdir.folder, "codebook")
+    workdir.make("codebook", 77)
+    assert workdir.evaluated() == {"reference"}
+    assert not read_jsonl(workdir.folder / "metrics.jsonl")
+    (kept,) = (workdir.folder / "superseded").glob("codebook-*")
+    assert [row["stage"] for row in read_jsonl(kept / "episodes.jsonl")] == ["ceiling"]
+    assert [row["stage"] for row in read_jsonl(kept / "metrics.jsonl")] == ["ceiling"]
+    workdir.make("reference", 2)  # still valid: its evaluation has a row, the ceiling's is new
+    assert workdir.evaluated() == {"reference", "ceiling"}
+
+
+def test_another_reference_touches_no_step(workdir):
+    workdir.remove("reference")
+    workdir.change(reference__steps=7)
+    assert workdir.begun() == [name for name in EVERYTHING if name != "reference"]
+    workdir.make("reference", 77)
+    assert workdir.begun() == EVERYTHING and workdir.evaluated() == EVALUATED
+    (kept,) = (workdir.folder / "superseded").glob("*")
+    assert [row["stage"] for row in read_jsonl(kept / "episodes.jsonl")] == ["reference", "ceiling"]
+
+
+def test_a_workdir_from_before_the_references_gets_them(tmp_path):
+    """Its config names none; the stages that it has stay."""
+    old = json.loads(configs.to_json(defaults.metaworld()))
+    del old["reference"]
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    stored = configs.from_json((tmp_path / "config.json").read_text())
+    assert [stage.name for stage in table.enabled(stored)] == ["demos", "codebook", "imitation", "rsft", "spo"]
+    checkpoints = Checkpoints(tmp_path / "checkpoints" / "imitation")
+    checkpoints.save(1, {"fixed": {}, "trainable": {"prior": np.ones(2)}}, {"final": True})
+    checkpoints.close()
+    config = defaults.metaworld()
+    assert provenance.changed_keys(config, tmp_path) == ["reference.enabled"]
+    provenance.accept(config, tmp_path, ["reference.enabled"])
+    assert table.found_outputs("imitation", tmp_path) and not (tmp_path / "superseded").exists()
+    # A reference that is off leaves no trace in what tells runs apart.
+    with config.unlocked():
+        config.reference.enabled, config.reference.steps = False, 7
+    assert configs.fingerprint(config) == configs.fingerprint(stored)
 
 
 def test_changed_demonstrations_make_everything_again(workdir):
     workdir.remove("demos")
     workdir.change(demos__per_task=30)
     assert workdir.begun() == []
-    assert len(list((workdir.folder / "superseded").glob("*/checkpoints/*/1"))) == 4
+    assert len(list((workdir.folder / "superseded").glob("*/checkpoints/*/1"))) == 5
 
 
 def test_removed_demonstrations_are_no_longer_needed(workdir):
@@ -160,7 +234,7 @@ def test_removed_demonstrations_are_no_longer_needed(workdir):
     assert workdir.change() == []
     for name in table.STAGES:
         workdir.make(name, 0)
-    assert workdir.begun() == ["codebook", "imitation", "rsft", "spo"] and len(workdir.evaluated()) == 3
+    assert workdir.begun() == EVERYTHING[1:] and workdir.evaluated() == EVALUATED
 
 
 @pytest.mark.parametrize(
@@ -170,9 +244,10 @@ def test_removed_demonstrations_are_no_longer_needed(workdir):
         ("spo", {"rsft__steps": 7}, "R-SFT"),
         ("", {"sampling__top_k": 3}, "SPO, evaluations"),
         ("spo", {"sampling__top_k": 3}, "evaluations"),
-        ("demos", {"env__horizon": 300}, "codebook, imitation, R-SFT, SPO"),
-        ("demos", {"demos__label": "expert"}, "codebook, imitation"),
-        ("", {"demos__per_task": 30}, "demonstrations, codebook, imitation"),
+        ("demos", {"env__horizon": 300}, "codebook, behaviour cloning, imitation, R-SFT, SPO"),
+        ("demos", {"demos__label": "expert"}, "codebook, behaviour cloning, imitation"),
+        ("", {"demos__per_task": 30}, "demonstrations, codebook, behaviour cloning, imitation"),
+        ("", {"reference__steps": 7}, "behaviour cloning"),
         ("", {"spo__iterations": 3}, "SPO; it can only grow"),
         ("", {"evaluation__episodes_per_task": 3}, "evaluations; it can only grow"),
     ],
@@ -194,14 +269,14 @@ def test_more_iterations_and_episodes_are_taken(workdir):
     assert workdir.change(spo__iterations=40, evaluation__episodes_per_task=60) == [
         "evaluation.episodes_per_task", "spo.iterations",
     ]  # fmt: skip
-    assert workdir.begun() == EVERYTHING and len(workdir.evaluated()) == 3
+    assert workdir.begun() == EVERYTHING and workdir.evaluated() == EVALUATED
 
 
 def test_a_workdir_without_records_is_taken_as_it_is(workdir):
     (workdir.folder / "stages.json").unlink()
     for number, name in enumerate(table.STAGES):
         workdir.make(name, number)
-    assert workdir.begun() == EVERYTHING and len(workdir.evaluated()) == 3
+    assert workdir.begun() == EVERYTHING and workdir.evaluated() == EVALUATED
     assert json.loads((workdir.folder / "stages.json").read_text())["spo"]["from"].keys() == {"rsft"}
 
 

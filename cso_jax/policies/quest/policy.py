@@ -31,7 +31,7 @@ from cso_jax.policies.quest.autoencoder import ActionAutoencoder
 from cso_jax.policies.quest.prior import Sample, SkillPrior, entropy_of, log_prob_of
 from cso_jax.precision import exact
 
-STAGES = ("demos", "codebook", "imitation", "rsft", "spo")
+STAGES = ("demos", "codebook", "reference", "imitation", "rsft", "spo")
 DEFAULTS: dict[str, Any] = {}  # its values are the sections autoencoder, encoder and prior
 
 
