@@ -8,6 +8,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from cso_jax import config as configs
+from cso_jax.stages import table
 from harness import workdirs
 from harness.options import Options, scale_overrides, text_of, usable_cpus
 from harness.variants import Variant
@@ -127,6 +128,8 @@ def _variant_plan(options: Options, variant: Variant, common: Mapping[str, str],
         config = configs.load(options.suite, overrides)
     except configs.ConfigError as error:
         raise configs.ConfigError(f"{variant.name}: {error}") from None
+    if variant.stage not in [one.name for one in table.evaluations(config)]:
+        raise configs.ConfigError(f"{variant.name}: the suite's policy, {config.policy.name}, has no {variant.stage}")
     parent = options.out / "runs"
     rounds: Sequence[Sequence[tuple[str, str]]] = ()
     stages: tuple[str, ...] = (variant.stage,)
