@@ -40,6 +40,8 @@ def from_small_images(config, *, size):
     config.env.image_size = size
     config.encoder.image_width = 128
     config.encoder.norm = "group"
+    config.reference.steps = 1000  # the reference has a trunk of its own, most of its cost
+    config.reference.batch_size = 64
 
 
 def batches(config, size):
