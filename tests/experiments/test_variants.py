@@ -104,3 +104,14 @@ def test_paper_scale_raises_what_is_smaller(tmp_path):
         assert one.config.evaluation.episodes_per_task == 50
         assert one.config.rsft.max_rollouts_per_task >= 5 * one.config.rsft.successes_per_task == 1000
         assert one.config.spo.learning_rate == 1e-4  # the suite's
+
+
+def test_the_decomposition_of_the_base_policy_runs_alone(tmp_path):
+    """One run per seed, without R-SFT or SPO, that is done when all four are evaluated; no base is made for it."""
+    experiment = importlib.import_module("base_policy").EXPERIMENT
+    options = Options(SUITES["fake"], (1, 2), "small", tmp_path, 1)
+    bases, cells, chosen = make_plans(experiment.variants, options, needs_base=experiment.base)
+    assert bases == [] and len({one.workdir for one in cells}) == 2 and {one.base for one in cells} == {None}
+    assert {one.stages for one in cells} == {("reference", "ceiling", "greedy", "imitation")}
+    assert not any(one.config.rsft.enabled or one.config.spo.enabled for one in cells)
+    assert [one.result[1] for one in cells[: len(chosen)]] == ["reference", "ceiling", "greedy", "imitation"]
