@@ -156,7 +156,7 @@ def _parse(text: str, current: Any) -> Any:
     if isinstance(current, float):
         return float(text)
     if isinstance(current, tuple):
-        if text[:1] in "([":
+        if text[:1] in ("(", "["):
             value = ast.literal_eval(text)
         else:
             value = [_literal(part) for part in text.split(",") if part]

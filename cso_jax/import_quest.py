@@ -141,6 +141,8 @@ def architecture(source: Source) -> dict[str, Any]:
         "encoder.image_width": _only(image_widths, "width of image encoders"),
         "encoder.lowdim_width": _only(lowdim_widths, "width of low-dimensional encoders"),
         "encoder.lowdim_hidden": (),
+        "prior.head": "flat",
+        "prior.guide": (),
         "encoder.task_in_lowdim": False,
         "encoder.norm": "batch",
         "encoder.normalise": False,
@@ -159,6 +161,7 @@ def run_config(path: Path, overrides: list[tuple[str, str]], source: Source) -> 
     values = architecture(source)
     reads_hand = "ee_pos" in encoder_names(source.tensors, "lowdim")
     values["env.libero.proprio"] = "joints_ee" if reads_hand else "joints"
+    values["reference.enabled"] = False  # it would need the demonstrations that the checkpoint was trained on
     plain = configs.flatten(configs.load(path, overrides))
     changed = [(key, _text(value)) for key, value in values.items() if key in plain and plain[key] != value]
     config = configs.load(path, [*overrides, *changed])

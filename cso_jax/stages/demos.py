@@ -50,7 +50,9 @@ def path(run: Run, task: str) -> Path:
 
 def run_stage(run: Run) -> None:
     """See to it that every task has `config.demos.per_task` demonstrations, if anything is still to learn from them."""
-    learners = [name for name in ("codebook", "imitation") if name in policies.stages_of(run.config)]
+    learners: list[str] = [name for name in ("codebook", "imitation") if name in policies.stages_of(run.config)]
+    if run.config.reference.enabled and "reference" in policies.stages_of(run.config):
+        learners.append("reference")
     learnt = all(run.finished(name) for name in learners)
     if learnt and not run.config.rsft.demo_fraction:
         return
