@@ -27,7 +27,18 @@ _NEUTRAL = (
 
 
 # What keys stood for before they were there: a workdir of that time is still this config's.
-_BEFORE = {"policy.name": "quest", "reference.enabled": False, "reference.episodes_per_task": 0}
+_BEFORE = {
+    "policy.name": "quest",
+    "reference.enabled": False,
+    "reference.episodes_per_task": 0,
+    "prior.head": "flat",
+    "prior.guide": (),
+    "prior.guide_sharpness": 1.0,
+    "imitation.keep": "last",
+    "codebook.weighted_actions": 8,
+    "codebook.action_weight": 1.0,
+    "codebook.mixed_share": 0.0,
+}
 
 
 class ConfigError(ValueError):

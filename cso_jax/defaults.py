@@ -94,13 +94,20 @@ def _common() -> ConfigDict:
     config.prior.layers = 6
     config.prior.heads = 6
     config.prior.dropout = 0.1
+    config.prior.head = "flat"  # or "digits", "both": what it knows of a code, policies/quest/prior.py
+    config.prior.guide = ()  # layers from context to a regressed chunk around which skills are drawn; () for none
+    config.prior.guide_sharpness = 1.0  # logit that a digit one step from the guide's loses at first
 
     config.sampling = ConfigDict()  # the policy of evaluation and SPO
     config.sampling.temperature = 1.0
     config.sampling.top_k = 5  # 0: the whole softmax
 
     config.codebook = _optimisation(steps=30_000, batch_size=1024, learning_rate=1e-4, final_learning_rate=1e-5)
+    config.codebook.weighted_actions = 8  # the first of a chunk; 8 are executed
+    config.codebook.action_weight = 1.0  # of their errors in the loss, against 1 of the others
+    config.codebook.mixed_share = 0.0  # of the chunks, each of their dimensions from another chunk of the batch
     config.imitation = _optimisation(steps=100_000, batch_size=256, learning_rate=1e-4, final_learning_rate=1e-5)
+    config.imitation.keep = "last"  # or "best": the state of the lowest validation loss
     config.imitation.augment = True
     config.imitation.validation_fraction = 0.05  # of each task's demonstrations
 

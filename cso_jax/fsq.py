@@ -48,6 +48,14 @@ def quantize(z: jax.Array, levels: Sequence[int]) -> jax.Array:
     return rounded / _half_width(levels, z.dtype)
 
 
+def real_digits(z: jax.Array, levels: Sequence[int]) -> jax.Array:
+    """`z [..., len(levels)]` as digits before they are rounded: real numbers about `0 .. levels[i] - 1`.
+
+    Rounded they are the digits of the index that `quantize` leads to.
+    """
+    return bound(z, levels) + _half_width(levels, z.dtype)
+
+
 def codes_to_indices(codes: jax.Array, levels: Sequence[int]) -> jax.Array:
     """Codes `[..., len(levels)]` (as returned by `quantize`) to indices `[...]` int32 in `[0, codebook_size)`."""
     _check_levels(levels)
@@ -59,11 +67,16 @@ def codes_to_indices(codes: jax.Array, levels: Sequence[int]) -> jax.Array:
 
 def indices_to_codes(indices: jax.Array, levels: Sequence[int]) -> jax.Array:
     """Indices `[...]` in `[0, codebook_size)` to float32 codes `[..., len(levels)]`; inverse of `codes_to_indices`."""
-    _check_levels(levels)
-    chex.assert_type(indices, int)
-    digits = (indices[..., None] // jnp.asarray(_basis(levels))) % jnp.asarray(levels, jnp.int32)
+    digits = indices_to_digits(indices, levels)
     half_width = _half_width(levels, jnp.float32)
     return (digits.astype(jnp.float32) - half_width) / half_width
+
+
+def indices_to_digits(indices: jax.Array, levels: Sequence[int]) -> jax.Array:
+    """Indices `[...]` to their digits `[..., len(levels)]` int32, digit i in `0 .. levels[i] - 1`."""
+    _check_levels(levels)
+    chex.assert_type(indices, int)
+    return (indices[..., None] // jnp.asarray(_basis(levels))) % jnp.asarray(levels, jnp.int32)
 
 
 def _basis(levels: Sequence[int]) -> np.ndarray:

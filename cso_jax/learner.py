@@ -104,13 +104,13 @@ def make_mesh(devices: list | None = None) -> Mesh:
     return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
 
-def shard(batch: Batch, mesh: Mesh) -> Batch:
-    """Host arrays onto the mesh, split by their leading dimension. Raises ValueError when it does not divide."""
+def shard(batch: Batch, mesh: Mesh, *, axis: int = 0) -> Batch:
+    """Host arrays onto the mesh, split along their dimension `axis`. Raises ValueError when it does not divide."""
     size = mesh.devices.size
     for name, value in batch.items():
-        if np.shape(value)[0] % size:
-            raise ValueError(f"{name} has {np.shape(value)[0]} rows, which {size} devices cannot share evenly")
-    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec("data")))
+        if np.shape(value)[axis] % size:
+            raise ValueError(f"{name} has {np.shape(value)[axis]} rows, which {size} devices cannot share evenly")
+    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(*[None] * axis, "data")))
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
@@ -125,6 +125,27 @@ def _jit(update: Callable, mesh: Mesh) -> Update:
     return jax.jit(
         update,
         in_shardings=(everywhere, NamedSharding(mesh, PartitionSpec("data")), everywhere),
+        out_shardings=(everywhere, everywhere),
+        donate_argnums=0,
+    )
+
+
+def repeated(update: Update, mesh: Mesh) -> Update:
+    """`update` over several batches in one call: `batch` has a leading axis of steps, `key` is their keys `[N]`.
+
+    The metrics come back with that axis. Dispatch and the hand-over of a step's many small arrays, which on a CPU cost
+    a small network as much as its arithmetic, are paid once.
+    """
+
+    def steps(state: LearnerState, batches: Batch, keys: jax.Array):
+        return jax.lax.scan(lambda now, each: update(now, *each), state, (batches, keys))
+
+    if mesh.size == 1:
+        return jax.jit(steps, donate_argnums=0)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return jax.jit(
+        steps,
+        in_shardings=(everywhere, NamedSharding(mesh, PartitionSpec(None, "data")), everywhere),
         out_shardings=(everywhere, everywhere),
         donate_argnums=0,
     )

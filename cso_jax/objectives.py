@@ -34,11 +34,23 @@ def _real(mask: chex.Array, values: chex.Array) -> chex.Array:
     return jnp.where(kept, values.astype(jnp.float32), 0.0)
 
 
-def reconstruction_l1(reconstruction: chex.Array, actions: chex.Array) -> chex.Array:
-    """Mean absolute error of decoded chunks `[B, T, A]` (Eq. 1). Scalar float32."""
+def reconstruction_l1(reconstruction: chex.Array, actions: chex.Array, weight: chex.Array | None = None) -> chex.Array:
+    """Mean absolute error of decoded chunks `[B, T, A]` (Eq. 1). Scalar float32.
+
+    `weight` `[T]` counts the error of each action that many times, relative to their mean; None counts all alike.
+    """
     chex.assert_equal_shape([reconstruction, actions])
     chex.assert_rank(actions, 3)
-    return jnp.mean(jnp.abs(reconstruction.astype(jnp.float32) - actions.astype(jnp.float32)))
+    error = jnp.abs(reconstruction.astype(jnp.float32) - actions.astype(jnp.float32))
+    if weight is not None:
+        chex.assert_shape(weight, (actions.shape[1],))
+        error *= (weight / jnp.mean(weight))[:, None]
+    return jnp.mean(error)
+
+
+def first_actions_weight(chunk_length: int, *, actions: int, weight: float) -> chex.Array:
+    """Weights `[T]` float32 of the actions of a chunk: `weight` for the first of them, 1 for the others."""
+    return jnp.where(jnp.arange(chunk_length) < actions, weight, 1.0).astype(jnp.float32)
 
 
 def imitation_nll(log_prob: chex.Array, mask: chex.Array | None = None) -> chex.Array:

@@ -82,3 +82,17 @@ def test_works_under_vmap():
 def test_rejects_impossible_levels(levels):
     with pytest.raises(ValueError, match="levels"):
         fsq.codebook_size(levels)
+
+
+@pytest.mark.parametrize("levels", [(8, 5, 5, 5), (3, 2), (7, 4)])
+def test_real_digits_round_to_the_digits_of_the_index(levels):
+    z = jax.random.normal(jax.random.key(0), (200, len(levels))) * 3
+    indices = fsq.codes_to_indices(fsq.quantize(z, levels), levels)
+    np.testing.assert_array_equal(jnp.round(fsq.real_digits(z, levels)), fsq.indices_to_digits(indices, levels))
+
+
+def test_digits_of_an_index_worked_by_hand():
+    """987 = 3 + 8 * (3 + 5 * (4 + 5 * 4)) in the levels 8, 5, 5, 5."""
+    np.testing.assert_array_equal(
+        fsq.indices_to_digits(jnp.array([0, 987]), (8, 5, 5, 5)), [[0, 0, 0, 0], [3, 3, 4, 4]]
+    )

@@ -139,6 +139,27 @@ def test_two_devices_compute_what_one_does():
         learner.shard({"mask": np.ones(3)}, learner.make_mesh(jax.devices()[:2]))
 
 
+@pytest.mark.parametrize("devices", [1, 2])
+def test_several_steps_in_one_call_are_those_steps(devices):
+    policy, variables = small()
+    mesh = learner.make_mesh(jax.devices()[:devices])
+    optimiser, _ = learner.make_optimiser(learning_rate=1e-3, weight_decay=1e-4, clip_norm=1.0)
+    update = learner.supervised_update(policy.codebook_loss, optimiser, mesh)
+    batches = np.random.default_rng(0).normal(size=(3, ROWS, 8, 3)).astype(np.float32)
+    keys = jax.random.split(jax.random.key(0), 3)
+    one = learner.replicate(learner.start(variables, ("autoencoder",), optimiser), mesh)
+    losses = []
+    for chunk, key in zip(batches, keys, strict=True):
+        one, metrics = update(one, learner.shard({"chunk": chunk}, mesh), key)
+        losses.append(metrics["loss"])
+    several = learner.replicate(learner.start(variables, ("autoencoder",), optimiser), mesh)
+    several, metrics = learner.repeated(update, mesh)(several, learner.shard({"chunk": batches}, mesh, axis=1), keys)
+    np.testing.assert_allclose(metrics["loss"], losses, rtol=1e-5)
+    assert int(several.step) == 3 and metrics["codes"].shape[:2] == (3, ROWS)
+    for left, right in zip(jax.tree.leaves(one.trainable), jax.tree.leaves(several.trainable), strict=True):
+        np.testing.assert_allclose(left, right, atol=5e-5)
+
+
 def test_what_is_frozen_stays():
     policy, variables = small(PIXELS)
     mesh = learner.make_mesh(jax.devices()[:1])

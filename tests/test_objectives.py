@@ -10,6 +10,7 @@ from cso_jax.data.packing import minibatches
 from cso_jax.objectives import (
     clipped_surrogate,
     explained_variance,
+    first_actions_weight,
     gae,
     group_advantage,
     imitation_nll,
@@ -350,3 +351,12 @@ def test_explained_variance_by_hand():
     np.testing.assert_allclose(explained_variance(returns, returns), 1.0)
     np.testing.assert_allclose(explained_variance(jnp.full(4, 0.3), returns), 0.0, atol=1e-6)
     np.testing.assert_allclose(explained_variance(0.5 * returns, returns), 0.75, rtol=1e-6)
+
+
+def test_reconstruction_counts_each_action_by_its_weight():
+    """Errors 1, 0, 0, 2 with weights 3, 1, 1, 1 (mean 1.5): (3 * 1 + 1 * 2) / 1.5 / 4."""
+    weight = first_actions_weight(4, actions=1, weight=3.0)
+    np.testing.assert_array_equal(weight, [3, 1, 1, 1])
+    off = jnp.array([[[1.0], [0], [0], [2]]])
+    np.testing.assert_allclose(reconstruction_l1(off, jnp.zeros((1, 4, 1)), weight), 5 / 6, rtol=1e-6)
+    np.testing.assert_allclose(reconstruction_l1(off, jnp.zeros((1, 4, 1)), jnp.full(4, 7.0)), 0.75, rtol=1e-6)

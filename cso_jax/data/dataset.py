@@ -1,8 +1,8 @@
 """From stored episodes to training batches: chunk windows, observation rows (in memory or on disk), batch order."""
 
 import collections
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -152,12 +152,14 @@ class BatchOrder:
         return np.random.default_rng((self._seed, epoch)).permutation(self._rows)
 
 
-def prefetched(make: Callable[[int], Any], first: int, end: int) -> Iterator[tuple[int, Any]]:
-    """(step, make(step)) for steps in [first, end), each made in a thread while the one before is in use."""
+def prefetched(make: Callable[[Any], Any], of: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    """(x, make(x)) for each x of `of`, each made in a thread while the one before is in use."""
     with ThreadPoolExecutor(1) as executor:
-        upcoming = executor.submit(make, first) if first < end else None
-        for step in range(first, end):
-            assert upcoming is not None
-            current = upcoming.result()
-            upcoming = executor.submit(make, step + 1) if step + 1 < end else None
-            yield step, current
+        upcoming: collections.deque[tuple[Any, Future]] = collections.deque()
+        for x in of:
+            upcoming.append((x, executor.submit(make, x)))
+            if len(upcoming) > 1:
+                ready, made = upcoming.popleft()
+                yield ready, made.result()
+        for ready, made in upcoming:
+            yield ready, made.result()

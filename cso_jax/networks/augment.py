@@ -1,4 +1,4 @@
-"""Image augmentation of QueST's training: colour jitter, then a random shift by up to two pixels.
+"""Augmentation: of images as QueST trains, colour jitter, then a random shift by up to two pixels; of action chunks.
 
 Works on uint8 images `[B, H, W, 3]` of one camera and follows torchvision's ColorJitter on uint8 tensors, whose
 operations each truncate to integers. One draw of the jitter serves the whole batch (so that batch statistics vary
@@ -22,6 +22,20 @@ def augment(
     plain = jax.random.bernoulli(plain_key, keep_plain, (images.shape[0], 1, 1, 1))
     images = jnp.where(plain, images, color_jitter(jitter_key, images, strength=strength))
     return random_shift(shift_key, images, padding=padding)
+
+
+def mix_dimensions(key: chex.PRNGKey, chunks: jax.Array, *, share: float) -> jax.Array:
+    """A `share` of the chunks `[B, T, A]` put together of dimensions that come from A different chunks of the batch.
+
+    Every dimension keeps the course that it has in some demonstration, and the combinations are many more than the
+    demonstrations: a policy also acts where none of them went.
+    """
+    chex.assert_rank(chunks, 3)
+    batch, _, dimensions = chunks.shape
+    chosen_key, order_key = jax.random.split(key)
+    order = jax.vmap(lambda one: jax.random.permutation(one, batch))(jax.random.split(order_key, dimensions))
+    mixed = jnp.take_along_axis(chunks, order.T[:, None, :], axis=0)
+    return jnp.where(jax.random.bernoulli(chosen_key, share, (batch, 1, 1)), mixed, chunks)
 
 
 def color_jitter(key: chex.PRNGKey, images: jax.Array, *, strength: float = 0.3) -> jax.Array:

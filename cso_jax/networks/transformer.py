@@ -38,12 +38,14 @@ class Linear(nn.Module):
 
     features: int
     zero_bias: bool = False  # torch starts the output projection of its attention with a zero bias
+    zero_kernel: bool = False  # an output that is to start at its bias
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         fan_in = x.shape[-1]
         bias_init = nn.initializers.zeros if self.zero_bias else torch_bias_init(fan_in)
-        kernel = self.param("kernel", torch_kernel_init, (fan_in, self.features))
+        kernel_init = nn.initializers.zeros if self.zero_kernel else torch_kernel_init
+        kernel = self.param("kernel", kernel_init, (fan_in, self.features))
         bias = self.param("bias", bias_init, (self.features,))
         return (x.reshape(-1, fan_in) @ kernel + bias).reshape(*x.shape[:-1], self.features)
 
@@ -171,13 +173,13 @@ class MultiHeadAttention(nn.Module):
         return [p.reshape(batch, length, self.heads, -1).transpose(0, 2, 1, 3) for p in parts]
 
     def _attend(self, query, key, value, mask, deterministic: bool) -> jax.Array:
-        batch, _, length, head_width = query.shape
+        length, head_width = query.shape[2:]
         scores = (query * head_width**-0.5) @ key.swapaxes(-1, -2)  # [B, H, S, M]
         if mask is not None:
             scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
         probabilities = self.probability_dropout(jax.nn.softmax(scores, axis=-1), deterministic=deterministic)
         mixed = (probabilities @ value).swapaxes(1, 2)  # [B, S, H, Dh]
-        return self.out_proj(mixed.reshape(batch, length, self.width))
+        return self.out_proj(mixed.reshape(-1, length, self.width))
 
 
 class FeedForward(nn.Module):

@@ -31,12 +31,13 @@ class Wants(NamedTuple):
 
     `chunk_length`: actions from each step on. `history`: the last N simulator steps' observations, oldest first, with
     an axis of their own if N > 1. `target`: the column beside the observations in a batch of demonstrations, "skill"
-    `[B, K]` (the chunk, tokenised) or "chunk" `[B, T, A]`.
+    `[B, K]` (the chunk, tokenised) or "chunk" `[B, T, A]`; `chunk_too`: both of them.
     """
 
     chunk_length: int
     history: int = 1
     target: Literal["skill", "chunk"] = "chunk"
+    chunk_too: bool = False
 
 
 class Sampling(NamedTuple):
@@ -119,8 +120,21 @@ class SkillPolicy(Policy, Protocol):
     def codes(self) -> int:
         """The size of the vocabulary of tokens."""
 
-    def codebook_loss(self, trainable: Variables, fixed: Variables, batch: Rows, key: jax.Array) -> Loss:
-        """The loss of the stage codebook on `chunk` `[B, T, A]` (Eq. 1); the metrics hold `codes` `[B, K]` too."""
+    def codebook_loss(
+        self,
+        trainable: Variables,
+        fixed: Variables,
+        batch: Rows,
+        key: jax.Array,
+        *,
+        weight: jax.Array | None = None,
+        mixed_share: float = 0.0,
+    ) -> Loss:
+        """The loss of the stage codebook on `chunk` `[B, T, A]` (Eq. 1); the metrics hold `codes` `[B, K]` too.
+
+        `weight` `[T]`: how much the error of each action counts; None counts all alike. `mixed_share`: how many of the
+        chunks take each dimension from another one.
+        """
 
     def tokenise(self, variables: Variables, chunks: jax.Array) -> jax.Array:
         """Skills `[B, K]` of chunks `[B, T, A]`."""

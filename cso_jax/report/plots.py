@@ -187,6 +187,7 @@ def codebook_usage(counts: Sequence[int]) -> str:
 
 def learning_plots(run: Run) -> list[tuple[str, str]]:
     """(title, SVG) of the training curves that exist."""
+    guided = bool(run.config.get("prior", {}).get("guide"))
     plots = [
         ("Codebook: reconstruction", curves(run, "codebook", [("loss", "", BLUE)], "gradient step", "loss")),
         ("Codebook: codes in use", curves(
@@ -195,9 +196,9 @@ def learning_plots(run: Run) -> list[tuple[str, str]]:
         ("Behaviour cloning: error of the chunk", curves(
             run, "reference", [("loss", "training", GREY), ("validation_loss", "validation", GREEN)],
             "gradient step", "mean absolute error")),
-        ("Imitation: next-token loss", curves(
+        ("Imitation: error of the regressed chunk" if guided else "Imitation: next-token loss", curves(
             run, "imitation", [("loss", "training", GREY), ("validation_loss", "validation", BLUE)],
-            "gradient step", "loss [nats per token]")),
+            "gradient step", "mean absolute error" if guided else "loss [nats per token]")),
         ("Imitation: token accuracy", curves(
             run, "imitation", [("token_accuracy", "", GREY)], "gradient step", "accuracy", log=False)),
         ("R-SFT: next-token loss", curves(

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from cso_jax import learner
+from cso_jax import learner, objectives
 from cso_jax.data.dataset import BatchOrder, ChunkWindows
 from cso_jax.files import atomic_write_text
 from cso_jax.policies.interface import SkillPolicy, Variables
@@ -20,7 +20,20 @@ STAGE = "codebook"
 
 def problems(config: ConfigDict) -> list[str]:
     """What does not go together in `config.codebook`."""
-    return fitting.problems(config, STAGE)
+    found = fitting.problems(config, STAGE)
+    settings = config.codebook
+    if settings.action_weight <= 0:
+        found.append(f"config.codebook.action_weight must be positive; got {settings.action_weight}")
+    if settings.action_weight != 1.0 and settings.weighted_actions > config.autoencoder.chunk_length:
+        found.append(
+            f"config.codebook.weighted_actions is {config.codebook.weighted_actions}, but a chunk has "
+            f"{config.autoencoder.chunk_length} actions"
+        )
+    if config.codebook.mixed_share > 1:
+        found.append(
+            f"config.codebook.mixed_share is a share of the chunks, at most 1; got {config.codebook.mixed_share}"
+        )
+    return found
 
 
 def run_stage(run: Run) -> None:
@@ -37,6 +50,14 @@ def run_stage(run: Run) -> None:
     optimiser, schedule = optimiser_of(settings, settings.steps)
     variables = run.fresh_variables(run.key("init"))
     policy, codes = run.skill_policy, run.skill_policy.codes
+    weight = objectives.first_actions_weight(
+        run.config.autoencoder.chunk_length, actions=settings.weighted_actions, weight=settings.action_weight
+    )
+    loss = functools.partial(
+        policy.codebook_loss,
+        weight=weight if settings.action_weight != 1.0 else None,
+        mixed_share=settings.mixed_share,
+    )
 
     def summarise(_state, rows):
         counts = np.bincount(np.concatenate([row["codes"].ravel() for row in rows]), minlength=codes)
@@ -50,7 +71,7 @@ def run_stage(run: Run) -> None:
         run,
         STAGE,
         state=learner.start(variables, policy.trained_parts(STAGE, run.config), optimiser),
-        update=learner.supervised_update(policy.codebook_loss, optimiser, run.mesh, precision=run.config.precision),
+        update=learner.supervised_update(loss, optimiser, run.mesh, precision=run.config.precision),
         batch=lambda step: {"chunk": windows.take(order(step))},
         steps=settings.steps,
         settings=settings,

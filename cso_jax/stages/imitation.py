@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from cso_jax import learner
+from cso_jax import learner, rules
 from cso_jax.data.dataset import BatchOrder, ChunkWindows, History, Rows, StoredImages
 from cso_jax.data.store import StoredEpisode
 from cso_jax.policies.interface import Variables
@@ -28,6 +28,13 @@ def problems(config: ConfigDict) -> list[str]:
     found = fitting.problems(config, STAGE)
     if not 0.0 <= config.imitation.validation_fraction < 1.0:
         found.append("config.imitation.validation_fraction must be in [0, 1)")
+    found += rules.one_of("imitation.keep", config.imitation.keep, ("last", "best"))
+    if config.imitation.keep == "best" and int(config.imitation.validation_fraction * config.demos.per_task) == 0:
+        found.append(
+            "config.imitation.keep=best needs validation episodes, at least one per task: raise "
+            f"config.imitation.validation_fraction ({config.imitation.validation_fraction} of "
+            f"config.demos.per_task = {config.demos.per_task})"
+        )
     return found
 
 
@@ -58,6 +65,7 @@ def train(run: Run, stage: str, variables: Variables) -> None:
         settings=settings,
         schedule=schedule,
         summarise=summary_with_validation(run, validation),
+        keep_best=stage == STAGE and settings.keep == "best",
     )
 
 
@@ -126,7 +134,7 @@ def _rows(run: Run, variables: Variables, chosen: Sequence[tuple[int, StoredEpis
     columns["task"] = np.concatenate([np.full(len(episode), task, np.int32) for task, episode in chosen])
     if wants.target == "skill":
         columns["skill"] = tokenise_all(run, {"autoencoder": jax.device_put(variables["autoencoder"])}, windows)
-    else:
+    if wants.target == "chunk" or wants.chunk_too:
         columns["chunk"] = windows
     return Rows(columns)
 

@@ -200,6 +200,8 @@ def _batches(run: Run, successes: Rows):
     if not demonstrations:
         return (lambda step: successes.take(own(step))), None
     training, validation = demonstration_rows(run, run.variables("codebook"))
+    if validation is not None:  # skills are what is learnt here, whatever else demonstrations could teach
+        validation = Rows({name: column for name, column in validation.columns.items() if name != "chunk"})
     other = BatchOrder(demonstrations, len(training), run.seed(STAGE, "demonstrations"))
 
     def batch(step: int) -> dict[str, np.ndarray]:

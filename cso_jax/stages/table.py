@@ -85,8 +85,8 @@ STAGES = {
         ),
         Stage(
             "imitation", "imitation", imitation.run_stage, imitation.problems, lambda config: ("demos", "codebook"),
-            ("policy", "demos", "encoder", "prior", "imitation"), ("checkpoints/imitation",),
-            {"imitation": "Imitation"},
+            ("policy", "demos", "encoder", "prior", "imitation"),
+            ("checkpoints/imitation",), {"imitation": "Imitation"},
         ),
         Stage(
             "rsft", "R-SFT", rsft.run_stage, rsft.problems, rsft.needs, ("rsft", "execution_horizon", "rollout"),

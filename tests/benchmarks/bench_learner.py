@@ -2,7 +2,8 @@
 
     python tests/benchmarks/bench_learner.py [configs/quickstart.py ...]
 
-Medians over repeated, blocking calls after compilation; the compile time is the first call's.
+Medians over repeated, blocking calls after compilation; the compile time is the first call's. Supervised steps are
+measured both one to a call and ten to a call, as the stages take them on small batches.
 """
 
 import functools
@@ -23,6 +24,7 @@ from cso_jax.telemetry import show
 ROOT = Path(__file__).parents[2]
 DEFAULT = [str(ROOT / "configs" / f"{name}.py") for name in ("quickstart", "metaworld_ml45_state")]
 REPEATS = 10
+TOGETHER = 10
 
 
 def timed(update, state, batch, key) -> tuple[float, float]:
@@ -52,6 +54,14 @@ def benchmark(path: str) -> list[tuple[str, float, float]]:
         state = learner.replicate(learner.start(variables, parts, optimiser), mesh)
         rows.append((name, *timed(update, state, learner.shard(batch, mesh), jax.random.key(1))))
 
+    def supervised(name, update, parts, batch):
+        measure(name, update, parts, batch)
+        state = learner.replicate(learner.start(variables, parts, optimiser), mesh)
+        several = {key: np.stack([value] * TOGETHER) for key, value in batch.items()}
+        keys = jax.random.split(jax.random.key(1), TOGETHER)
+        first, median = timed(learner.repeated(update, mesh), state, learner.shard(several, mesh, axis=1), keys)
+        rows.append((f"{name}, {TOGETHER} to a call", first, median / TOGETHER))
+
     def skills(count):
         vocabulary = policy.prior.vocabulary
         return rng.integers(0, vocabulary, (count, policy.prior.tokens)).astype(np.int32)
@@ -59,15 +69,17 @@ def benchmark(path: str) -> list[tuple[str, float, float]]:
     size = config.codebook.batch_size
     chunks = rng.normal(size=(size, config.autoencoder.chunk_length, spec.action_dim)).astype(np.float32)
     update = learner.supervised_update(policy.codebook_loss, optimiser, mesh)
-    measure(f"codebook step, batch {size}", update, policy.trained_parts("codebook", config), {"chunk": chunks})
+    supervised(f"codebook step, batch {size}", update, policy.trained_parts("codebook", config), {"chunk": chunks})
 
     size = config.imitation.batch_size
     batch = {name: rng.normal(size=(size, width)).astype(np.float32) for name, width in spec.lowdim.items()}
     batch |= {name: rng.integers(0, 256, (size, *shape), np.uint8) for name, shape in spec.images.items()}
     batch |= {"task": rng.integers(0, len(tasks), size).astype(np.int32), "skill": skills(size)}
+    if policy.wants.chunk_too:
+        batch["chunk"] = rng.normal(size=(size, *chunks.shape[1:])).astype(np.float32)
     loss = functools.partial(policy.loss, augment_images=config.imitation.augment)
     update = learner.supervised_update(loss, optimiser, mesh)
-    measure(f"imitation step, batch {size}", update, policy.trained_parts("imitation", config), batch)
+    supervised(f"imitation step, batch {size}", update, policy.trained_parts("imitation", config), batch)
 
     size = config.spo.minibatch_skills
     tokens = (size, policy.prior.tokens)
@@ -90,7 +102,7 @@ def main(paths: list[str]) -> None:
     for path in paths or DEFAULT:
         show(Path(path).stem)
         for name, first, median in benchmark(path):
-            show(f"  {name:32s} {1e3 * median:8.1f} ms   (first call, compilation included: {first:.1f} s)")
+            show(f"  {name:46s} {1e3 * median:8.1f} ms   (first call, compilation included: {first:.1f} s)")
 
 
 if __name__ == "__main__":

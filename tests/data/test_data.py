@@ -102,8 +102,8 @@ def test_history_repeats_the_first_row_of_an_episode():
 
 
 def test_prefetched_is_in_order():
-    assert list(prefetched(lambda step: step * step, 2, 5)) == [(2, 4), (3, 9), (4, 16)]
-    assert list(prefetched(lambda step: step, 5, 5)) == []
+    assert list(prefetched(lambda step: step * step, range(2, 5))) == [(2, 4), (3, 9), (4, 16)]
+    assert list(prefetched(lambda step: step, [])) == []
 
 
 def packed_episodes(lengths):

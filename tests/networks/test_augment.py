@@ -56,3 +56,14 @@ def test_augment_is_keyed_and_keeps_some_samples_plain():
     unshifted = jax.jit(lambda key: augment.augment(key, images, padding=0))(jax.random.key(4))
     plain = np.asarray(jnp.all(unshifted == images, axis=(1, 2, 3))).mean()
     assert 0.03 < plain < 0.2
+
+
+def test_mixed_chunks_take_each_dimension_from_some_chunk_and_use_all_of_them():
+    chunks = jnp.arange(6.0)[:, None, None] + jnp.array([0.0, 10, 20]) + 100 * jnp.arange(4.0)[:, None]  # [6, 4, 3]
+    mixed = augment.mix_dimensions(jax.random.key(0), chunks, share=1.0)
+    for dimension in range(3):
+        found = np.asarray(mixed[:, :, dimension])
+        order = np.argsort(found[:, 0])
+        np.testing.assert_array_equal(found[order], chunks[:, :, dimension])
+    assert len({tuple(row) for row in np.asarray(mixed[:, 0] % 10)} & {(n, n, n) for n in range(6)}) < 6
+    np.testing.assert_array_equal(augment.mix_dimensions(jax.random.key(0), chunks, share=0.0), chunks)

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from support import networks_reference as reference
 
-from cso_jax.policies.quest.autoencoder import ActionAutoencoder
+from cso_jax.policies.quest.autoencoder import ActionAutoencoder, CausalConv
 
 
 def small(**fields):
@@ -107,3 +108,24 @@ def test_wrong_shapes_are_refused(model_and_variables):
         model.apply(variables, jnp.zeros((2, 31, 3)))
     with pytest.raises(AssertionError, match="assert_shape"):
         model.apply(variables, jnp.zeros((2, 7), jnp.int32), method="decode")
+
+
+@pytest.mark.parametrize(("length", "kernel", "stride"), [(8, 5, 2), (9, 3, 1), (12, 2, 3)])
+def test_the_causal_convolution_is_flaxs_with_the_same_parameters(length, kernel, stride):
+    x = jax.random.normal(jax.random.key(0), (3, length, 16))
+    ours = CausalConv(8, kernel, stride)
+    theirs = nn.Conv(8, (kernel,), strides=(stride,), padding=((kernel - 1, 0),))
+    params = ours.init(jax.random.key(1), x)
+    np.testing.assert_allclose(ours.apply(params, x), theirs.apply(params, x), atol=2e-6)
+
+
+def test_queries_shared_by_all_chunks_give_what_queries_of_their_own_give():
+    """Without dropout the first decoder layer runs once for all chunks; where hardly anything drops, for each."""
+    sizes = {"action_dim": 3, "chunk_length": 8, "width": 16, "encoder_layers": 1, "decoder_layers": 2, "heads": 2}
+    actions = jax.random.normal(jax.random.key(0), (5, 8, 3))
+    params = ActionAutoencoder(**sizes, dropout=0.0).init(jax.random.key(1), actions)
+    shared, _ = ActionAutoencoder(**sizes, dropout=0.0).apply(params, actions, deterministic=False)
+    own, _ = ActionAutoencoder(**sizes, dropout=1e-9).apply(
+        params, actions, deterministic=False, rngs={"dropout": jax.random.key(2)}
+    )
+    np.testing.assert_allclose(shared, own, atol=1e-5)

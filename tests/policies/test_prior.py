@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from support import networks_reference as reference
 
+from cso_jax import fsq
 from cso_jax.networks.transformer import positional_encoding
 from cso_jax.policies.quest.prior import SkillPrior, entropy_of, log_prob_of
 
@@ -14,7 +15,7 @@ BATCH = 6
 
 @pytest.fixture(scope="module")
 def model():
-    return SkillPrior(vocabulary=50, tokens=5, width=16, layers=2, heads=2)
+    return SkillPrior(levels=(5, 5, 2), tokens=5, width=16, layers=2, heads=2)
 
 
 @pytest.fixture(scope="module")
@@ -186,3 +187,71 @@ def test_an_impossible_token_adds_nothing_to_the_entropy():
     np.testing.assert_allclose(entropy_of(logits), [np.log(2)], rtol=1e-6)
     gradient = jax.grad(lambda x: entropy_of(x).sum())(logits)
     assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("head", ["digits", "both"])
+def test_a_codes_logit_is_the_sum_of_its_digits_logits(head):
+    """In the order in which the quantiser counts: the first level varies fastest."""
+    model = SkillPrior(levels=(3, 2, 4), tokens=2, width=16, layers=1, heads=2, head=head)
+    context, tokens = jax.random.normal(jax.random.key(1), (2, 2, 16)), jnp.array([[5, 23], [0, 11]])
+    params = model.init(jax.random.key(0), context, tokens)["params"]
+    assert ("head" in params) == ("tok_emb" in params) == (head == "both")
+    if head == "both":
+        params = params | {"head": jax.tree.map(jnp.zeros_like, params["head"])}
+    logits = model.apply({"params": params}, context, tokens)
+    table = jnp.arange(24)
+    ratios = []
+    for position in range(3):  # codes that differ in one digit differ by the same amount whatever their other digits
+        digits = fsq.indices_to_digits(table, model.levels)
+        steps = logits[..., digits[:, position] == 1] - logits[..., digits[:, position] == 0]
+        np.testing.assert_allclose(steps, steps[..., :1] + jnp.zeros_like(steps), atol=1e-5)
+        ratios.append(float(jnp.abs(steps).max()))
+    assert min(ratios) > 1e-4
+
+
+def test_digits_share_their_embeddings_between_codes():
+    """A gradient through one earlier token reaches the codes that share a digit with it, and the start has its own."""
+    model = SkillPrior(levels=(3, 2), tokens=2, width=16, layers=1, heads=2, head="digits")
+    context = jnp.zeros((1, 1, 16))
+    params = model.init(jax.random.key(0), context, jnp.zeros((1, 2), jnp.int32))["params"]
+
+    def second(params, first):
+        return jnp.sum(model.apply({"params": params}, context, jnp.array([[first, 0]]))[0, 1] ** 2)
+
+    for first, rows in ((0, {0, 3}), (1, {1, 3}), (5, {2, 4})):
+        gradient = jax.grad(second)(params, first)
+        touched = np.flatnonzero(np.abs(gradient["digit_emb"]).sum(axis=1) > 0)
+        assert set(touched.tolist()) == rows
+        assert np.abs(gradient["start_emb"]).sum() > 0
+
+
+@pytest.mark.parametrize("guided", [False, True])
+@pytest.mark.parametrize("head", ["flat", "digits", "both"])
+def test_cached_sampling_gives_the_teachers_probabilities(head, guided):
+    model = SkillPrior(levels=(5, 5, 2), tokens=5, width=16, layers=2, heads=2, head=head, guide_sharpness=2.0 * guided)
+    context = jax.random.normal(jax.random.key(1), (BATCH, 2 + 5 * guided, 16))
+    params = model.init(jax.random.key(0), context, jnp.zeros((BATCH, 5), jnp.int32))
+    drawn = model.apply(params, context, keys_of(3), top_k=4, method="sample")
+    logits = model.apply(params, context, drawn.tokens)
+    found = log_prob_of(logits, drawn.tokens, temperature=1.0, support=drawn.support)
+    np.testing.assert_allclose(found, drawn.log_prob, atol=1e-5)
+
+
+def test_a_guide_makes_the_codes_around_it_likely():
+    """Sharpness 1 and nothing learned: each digit's logits are minus the squared distance from the guide's row."""
+    model = SkillPrior(levels=(3, 2), tokens=2, width=16, layers=1, heads=2, guide_sharpness=1.0)
+    tokens = jnp.zeros((1, 2), jnp.int32)
+    digits = jnp.array([[[1.75, 0.25], [-0.5, 1.0]]])
+    context = jnp.concatenate([jnp.zeros((1, 1, 16)), jnp.pad(digits, ((0, 0), (0, 0), (0, 14)))], axis=1)
+    params = model.init(jax.random.key(0), context, tokens)["params"]
+    logits = model.apply({"params": params}, context, tokens)
+    codes = np.arange(6)
+    for k, (first, second) in enumerate(np.asarray(digits[0])):
+        expected = -((codes % 3 - first) ** 2) - (codes // 3 - second) ** 2
+        np.testing.assert_allclose(logits[0, k], expected, atol=1e-5)
+    assert np.argmax(logits[0], axis=-1).tolist() == [2, 3]
+
+
+def test_an_unknown_head_is_refused():
+    with pytest.raises(ValueError, match="head must be one of flat, digits, both; got 'code'"):
+        SkillPrior(head="code").init(jax.random.key(0), jnp.zeros((1, 2, 384)), jnp.zeros((1, 8), jnp.int32))

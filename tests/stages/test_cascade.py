@@ -5,11 +5,13 @@ import json
 import shutil
 import signal
 
+import jax
 import numpy as np
 import pytest
 from support import cascade
 from support.cascade import CONFIG, metrics_of, policy_of, results_of, saved, sorted_episodes
 
+from cso_jax.checkpoints import Checkpoints
 from cso_jax.files import read_jsonl
 
 STAGES = ("codebook", "imitation", "rsft", "spo")
@@ -139,7 +141,9 @@ VARIANTS = {
     "encoder trained": ["spo.freeze_encoder=false", "sampling.top_k=0", "rsft.demo_fraction=0.5"],
     "no R-SFT": ["rsft.enabled=false", "spo.unit=trajectory", "spo.length_normalise=true", "spo.epochs=2"],
     "no SPO": ["spo.enabled=false"],
-}
+    "guided": ["prior.guide=(16,)", "prior.head=digits", "rsft.demo_fraction=0.5",
+               "codebook.action_weight=5.0", "codebook.mixed_share=0.5", "codebook.weighted_actions=4"],
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -150,6 +154,28 @@ def test_variants_of_the_cascade(tmp_path, run_environment, variant):
     results = results_of(tmp_path)
     skipped = {"no R-SFT": {"rsft"}, "no SPO": {"spo"}}.get(variant, set())
     assert set(results) == {"config_hash", "imitation", "rsft", "spo"} - skipped
+
+
+def test_the_policy_of_the_lowest_validation_loss_is_kept_if_asked_for(tmp_path, run_environment):
+    changes = ["imitation.keep=best", "imitation.validation_fraction=0.25", "imitation.learning_rate=0.02"]
+    without = ["rsft.enabled=false", "spo.enabled=false", "report.videos=0", "evaluation.episodes_per_task=1"]
+    said = cascade.finish(tmp_path, run_environment, *changes, *without)
+    rows = [row for row in read_jsonl(tmp_path / "metrics.jsonl") if row["stage"] == "imitation"]
+    lowest = min(rows, key=lambda row: row["validation_loss"])
+    assert lowest["step"] < 200 and f"keeps the state after {lowest['step']} steps" in said
+    assert said.count("the validation loss has risen from") == 1
+    last, kept, meta = Checkpoints(tmp_path / "checkpoints" / "imitation").restore_latest(None)
+    assert (last, meta["final"]) == (200, True) and not (tmp_path / "checkpoints" / "imitation_best").exists()
+
+    # The same outcome where it is stopped on the way, at a step that is no multiple of log_every.
+    stopped = tmp_path / "stopped"
+    process = cascade.start(stopped, run_environment, *changes, *without)
+    cascade.wait_until(lambda: metrics_of(stopped, "imitation"), process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(cascade.limit_s()) == 143
+    cascade.finish(stopped, run_environment, *changes, *without)
+    _, again, _ = Checkpoints(stopped / "checkpoints" / "imitation").restore_latest(None)
+    jax.tree.map(np.testing.assert_array_equal, kept["trainable"], again["trainable"])
 
 
 def test_two_runs_in_one_workdir(again, run_environment):

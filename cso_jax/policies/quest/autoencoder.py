@@ -27,6 +27,29 @@ from cso_jax.networks.transformer import (
 _GROUPS = 8
 
 
+class CausalConv(nn.Module):
+    """A causal convolution as one matrix product over the unfolded taps, `[B, T, D] -> [B, T / stride, features]`.
+
+    The parameters are those of `flax.linen.Conv`. On a CPU the product takes half the time of XLA's convolution.
+    """
+
+    features: int
+    kernel_size: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        batch, length, width = x.shape
+        fan_in = self.kernel_size * width
+        kernel = self.param("kernel", torch_kernel_init, (self.kernel_size, width, self.features))
+        bias = self.param("bias", torch_bias_init(fan_in), (self.features,))
+        padded = jnp.pad(x, ((0, 0), (self.kernel_size - 1, 0), (0, 0)))
+        taps = [padded[:, tap : tap + length : self.stride] for tap in range(self.kernel_size)]
+        unfolded = jnp.concatenate(taps, axis=-1)
+        y = unfolded.reshape(-1, fan_in) @ kernel.reshape(fan_in, self.features) + bias
+        return y.reshape(batch, -1, self.features)
+
+
 class CausalConvBlock(nn.Module):
     """Causal convolution, GroupNorm over (channels in the group x time), Mish: `[B, T, D] -> [B, T / stride, D]`.
 
@@ -40,15 +63,7 @@ class CausalConvBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = nn.Conv(
-            self.width,
-            (self.kernel,),
-            strides=(self.stride,),
-            padding=((self.kernel - 1, 0),),
-            kernel_init=torch_kernel_init,
-            bias_init=torch_bias_init(self.kernel * self.width),
-            name="conv",
-        )(x)
+        x = CausalConv(self.width, self.kernel, self.stride, name="conv")(x)
         x = nn.GroupNorm(_GROUPS, epsilon=1e-5, use_fast_variance=False, name="norm")(x)
         return jax.nn.mish(x)
 
@@ -105,12 +120,19 @@ class ActionAutoencoder(nn.Module):
         """Actions `[B, T, A]` to skill tokens `[B, K]` int32."""
         return fsq.codes_to_indices(self._encode_codes(actions, deterministic), self.levels)
 
+    def real_digits(self, actions: jax.Array) -> jax.Array:
+        """Actions `[B, T, A]` to the digits `[B, K, len(levels)]` of their tokens as real numbers, before rounding."""
+        return fsq.real_digits(self._latent(actions, True), self.levels)
+
     def decode(self, indices: jax.Array) -> jax.Array:
         """Skill tokens `[B, K]` to actions `[B, T, A]`."""
         chex.assert_shape(indices, (None, self.tokens))
         return self._decode_codes(fsq.indices_to_codes(indices, self.levels), True)
 
     def _encode_codes(self, actions: jax.Array, deterministic: bool) -> jax.Array:
+        return fsq.quantize(self._latent(actions, deterministic), self.levels)
+
+    def _latent(self, actions: jax.Array, deterministic: bool) -> jax.Array:
         chex.assert_shape(actions, (None, self.chunk_length, self.action_dim))
         x = self.action_proj(actions)
         for block in self.conv_blocks:
@@ -118,15 +140,17 @@ class ActionAutoencoder(nn.Module):
         x = x + positional_encoding(self.tokens, self.width)
         for layer in self.encoder:
             x = layer(x, causal=True, deterministic=deterministic)
-        return fsq.quantize(self.project_in(x), self.levels)
+        return self.project_in(x)
 
     def _decode_codes(self, codes: jax.Array, deterministic: bool) -> jax.Array:
         memory = self.project_out(codes)
         queries = positional_encoding(self.chunk_length, self.width)
-        x = jnp.broadcast_to(queries, (codes.shape[0], *queries.shape))
+        # The queries are the same for every chunk, so the first layer's self-attention is too, unless dropout differs.
+        rows = 1 if deterministic or self.dropout == 0.0 else codes.shape[0]
+        x = jnp.broadcast_to(queries, (rows, *queries.shape))
         for layer in self.decoder:
             x = layer(x, memory, deterministic=deterministic)
-        return self.action_head(x)
+        return self.action_head(jnp.broadcast_to(x, (codes.shape[0], *queries.shape)))
 
     def _check_fields(self) -> None:
         if len(self.kernels) != len(self.strides):

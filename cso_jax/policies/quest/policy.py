@@ -4,14 +4,15 @@ All that acts or scores computes in float32 whatever the hardware's default (`cs
 
     {"autoencoder": params, "encoder": params, "prior": params,
      "batch_stats": running statistics of the encoder, "normaliser": {key: {"mean": [P], "std": [P]}},
-     "task_embedding": [N, E] vectors of the N tasks' sentences, absent where the encoder learns a row per task id}
+     "task_embedding": [N, E] vectors of the N tasks' sentences, absent where the encoder learns a row per task id,
+     "guide": params of the regression from context to chunk, absent where `config.prior.guide` is empty}
 
 Letters: B rows, C context tokens, D width, K tokens per skill, T actions per chunk, E executed actions, A action size.
 """
 
 import dataclasses
 import math
-from typing import Any
+from typing import Any, get_args
 
 import chex
 import jax
@@ -23,12 +24,13 @@ from cso_jax import fsq, objectives
 from cso_jax import rules as value_rules
 from cso_jax.envs.protocol import EnvSpec
 from cso_jax.networks.apply import apply
-from cso_jax.networks.augment import augment
+from cso_jax.networks.augment import augment, mix_dimensions
 from cso_jax.networks.observation import ObservationEncoder
 from cso_jax.policies.interface import Decision, Loss, Rows, Sampling, Variables, Wants
 from cso_jax.policies.observations import fit_normaliser, identity_normaliser, normalise, placeholders
 from cso_jax.policies.quest.autoencoder import ActionAutoencoder
-from cso_jax.policies.quest.prior import Sample, SkillPrior, entropy_of, log_prob_of
+from cso_jax.policies.quest.guide import Guide
+from cso_jax.policies.quest.prior import Head, Sample, SkillPrior, entropy_of, log_prob_of
 from cso_jax.precision import exact
 
 STAGES = ("demos", "codebook", "reference", "imitation", "rsft", "spo")
@@ -43,6 +45,7 @@ def problems(config: ConfigDict) -> list[str]:
         "autoencoder.kernels": autoencoder.kernels,
         "encoder.lowdim_hidden": config.encoder.lowdim_hidden,
         "autoencoder.levels": autoencoder.levels,
+        "prior.guide": prior.guide,
     }
     uncountable = [key for key, sizes in lists.items() if not all(isinstance(n, int) and n > 0 for n in sizes)]
     if uncountable:  # the rules below compute with them
@@ -63,11 +66,17 @@ def problems(config: ConfigDict) -> list[str]:
         (autoencoder.width % max(autoencoder.heads, 1) == 0,
          "config.autoencoder.heads must divide config.autoencoder.width"),
         (all(level >= 2 for level in autoencoder.levels), "config.autoencoder.levels must all be at least 2"),
+        (not prior.guide or prior.width >= len(autoencoder.levels),
+         f"config.prior.width is {prior.width}: with a guide it must hold a code's {len(autoencoder.levels)} digits"),
+        (not prior.guide or prior.guide_sharpness > 0,
+         f"config.prior.guide_sharpness must be positive where there is a guide; got {prior.guide_sharpness}"),
         (autoencoder.width % 8 == 0, "config.autoencoder.width must be a multiple of 8 (GroupNorm's groups)"),
     )  # fmt: skip
-    return [message for fits, message in rules if not fits] + value_rules.one_of(
-        "encoder.norm", config.encoder.norm, ("batch", "group")
-    )
+    return [
+        *(message for fits, message in rules if not fits),
+        *value_rules.one_of("encoder.norm", config.encoder.norm, ("batch", "group")),
+        *value_rules.one_of("prior.head", prior.head, get_args(Head)),
+    ]
 
 
 def build(config: ConfigDict, spec: EnvSpec, num_tasks: int, embedding_dim: int = 0) -> "QuestPolicy":
@@ -100,27 +109,38 @@ def build(config: ConfigDict, spec: EnvSpec, num_tasks: int, embedding_dim: int 
         task_in_lowdim=config.encoder.task_in_lowdim,
     )
     prior = SkillPrior(
-        vocabulary=fsq.codebook_size(tuple(config.autoencoder.levels)),
+        levels=tuple(config.autoencoder.levels),
         tokens=config.autoencoder.chunk_length // math.prod(config.autoencoder.strides),
         width=config.prior.width,
         layers=config.prior.layers,
         heads=config.prior.heads,
         dropout=config.prior.dropout,
+        head=config.prior.head,
+        guide_sharpness=config.prior.guide_sharpness if config.prior.guide else 0.0,
     )
-    return QuestPolicy(autoencoder, encoder, prior)
+    hidden = tuple(config.prior.guide)
+    guide = Guide(hidden, config.autoencoder.chunk_length, spec.action_dim) if hidden else None
+    return QuestPolicy(autoencoder, encoder, prior, guide)
 
 
 @dataclasses.dataclass(frozen=True)
 class QuestPolicy:
-    """The three networks of a QueST policy, flax modules without parameters. Satisfies `SkillPolicy`."""
+    """The networks of a QueST policy, flax modules without parameters. Satisfies `SkillPolicy`.
+
+    A `guide` is no part of the published policy. With it the encoder learns by behaviour cloning: a small network on
+    the context regresses the chunk, and what the codebook's encoder makes of that chunk is where the prior's logits
+    peak. The transformer adds to them, from nothing. A regression generalises from few demonstrations where a
+    classifier over a thousand codes learns them by heart; what is sampled, scored and refined are skills all the same.
+    """
 
     autoencoder: ActionAutoencoder
     encoder: ObservationEncoder
     prior: SkillPrior
+    guide: Guide | None = None
 
     @property
     def wants(self) -> Wants:
-        return Wants(self.autoencoder.chunk_length, target="skill")
+        return Wants(self.autoencoder.chunk_length, target="skill", chunk_too=self.guide is not None)
 
     @property
     def codes(self) -> int:
@@ -133,14 +153,18 @@ class QuestPolicy:
         - imitation: encoder and prior (Eq. 2). rsft: both again (Eq. 6, section 4.1).
         - spo: the prior alone: the encoder is frozen after R-SFT (Algorithm 1; section 4.1, "Upon
           completion, we freeze"; Appendix E.2). `config.spo.freeze_encoder=false` is Table 2's "w/o Encoder Freeze".
+        - With a guide, imitation trains encoder and guide, by regression, and leaves the prior as it is; rsft and spo
+          train the guide too, by what its skills are worth.
 
         Raises KeyError for an unknown stage.
         """
+        guide = () if self.guide is None else ("guide",)
+        encoder = () if config.spo.freeze_encoder else ("encoder",)
         return {
             "codebook": ("autoencoder",),
-            "imitation": ("encoder", "prior"),
-            "rsft": ("encoder", "prior"),
-            "spo": ("prior",) if config.spo.freeze_encoder else ("encoder", "prior"),
+            "imitation": ("encoder", *(guide or ("prior",))),
+            "rsft": ("encoder", "prior", *guide),
+            "spo": (*encoder, "prior", *guide),
         }[stage]
 
     def init(self, key: jax.Array, spec: EnvSpec, task_embedding: np.ndarray | None = None) -> Variables:
@@ -160,12 +184,17 @@ class QuestPolicy:
         def create(keys):
             encoder = self.encoder.init(keys[1], observation, train=False)
             context = apply(self.encoder, encoder, observation, train=False)
+            guide = {}
+            if self.guide is not None:
+                guide["guide"] = self.guide.init(jax.random.fold_in(keys[2], 1), context)["params"]
+                context = _with_rows(context, jnp.zeros((2, self.prior.tokens, len(self.prior.levels))))
             tokens = jnp.zeros((2, self.prior.tokens), jnp.int32)
             return {
                 "autoencoder": self.autoencoder.init(keys[0], actions, deterministic=True)["params"],
                 "encoder": encoder["params"],
                 "prior": self.prior.init(keys[2], context, tokens)["params"],
                 "batch_stats": encoder.get("batch_stats", {}),
+                **guide,
             }
 
         variables = create(keys)
@@ -180,26 +209,44 @@ class QuestPolicy:
 
     # ------------------------------------------------------------------------------------------------------- losses
 
-    def codebook_loss(self, trainable: Variables, fixed: Variables, batch: Rows, key: jax.Array) -> Loss:
-        """The reconstruction of `chunk` `[B, T, A]` (Eq. 1). The metrics hold `codes` `[B, K]`, the indices, too."""
+    def codebook_loss(
+        self,
+        trainable: Variables,
+        fixed: Variables,
+        batch: Rows,
+        key: jax.Array,
+        *,
+        weight: jax.Array | None = None,
+        mixed_share: float = 0.0,
+    ) -> Loss:
+        """The reconstruction of `chunk` `[B, T, A]` (Eq. 1), its actions weighted by `weight` `[T]`.
+
+        A `mixed_share` of the chunks is made of several (`augment.mix_dimensions`). The metrics hold `codes` `[B, K]`,
+        the indices, too.
+        """
         del fixed
+        chunk = batch["chunk"]
+        if mixed_share:
+            chunk = mix_dimensions(jax.random.fold_in(key, 1), chunk, share=mixed_share)
         reconstruction, indices = apply(
             self.autoencoder,
             {"params": trainable["autoencoder"]},
-            batch["chunk"],
+            chunk,
             deterministic=False,
             rngs={"dropout": key},
         )
-        return Loss(objectives.reconstruction_l1(reconstruction, batch["chunk"]), {}, {"codes": indices})
+        loss = objectives.reconstruction_l1(reconstruction, chunk, weight)
+        return Loss(loss, {}, {"codes": indices})
 
     def loss(
         self, trainable: Variables, fixed: Variables, batch: Rows, key: jax.Array, *, augment_images: bool
     ) -> Loss:
         """The likelihood of `skill` `[B, K]` (Eq. 2 and Eq. 6) for encoder and prior.
 
-        The encoder's running statistics, where it has them, move with the batch.
+        The encoder's running statistics, where it has them, move with the batch. With a guide, and where there is
+        `chunk` `[B, T, A]` to regress, in the stage imitation: the mean absolute error of that instead.
         """
-        observation = {name: value for name, value in batch.items() if name != "skill"}
+        observation = _without_targets(batch)
         keys = jax.random.split(key, 3)
         if augment_images:
             observation = {
@@ -214,10 +261,15 @@ class QuestPolicy:
             mutable=["batch_stats"],
             rngs={"dropout": keys[1]},
         )
+        changed = {"batch_stats": mutated.get("batch_stats", {})}
+        if self.guide is not None and "chunk" in batch:
+            chunk = apply(self.guide, {"params": trainable["guide"]}, context)
+            return Loss(objectives.reconstruction_l1(chunk, batch["chunk"]), changed, {})
+        variables = {**fixed, **trainable}
         logits = apply(
             self.prior,
-            {"params": trainable["prior"]},
-            context,
+            {"params": variables["prior"]},
+            self._guided(variables, context),
             batch["skill"],
             deterministic=False,
             rngs={"dropout": keys[2]},
@@ -225,13 +277,15 @@ class QuestPolicy:
         log_prob = jax.nn.log_softmax(logits.astype(jnp.float32))
         chosen = jnp.take_along_axis(log_prob, batch["skill"][..., None], axis=-1)[..., 0]
         accuracy = jnp.mean(jnp.argmax(logits, -1) == batch["skill"])
-        changed = {"batch_stats": mutated.get("batch_stats", {})}
         return Loss(objectives.imitation_nll(chosen), changed, {"token_accuracy": accuracy})
 
     def held_out_loss(self, variables: Variables, batch: Rows) -> jax.Array:
         """The same without dropout, augmentation or update: for validation."""
-        observation = {name: value for name, value in batch.items() if name != "skill"}
+        observation = _without_targets(batch)
         context = self.encode(variables, observation)
+        if self.guide is not None and "chunk" in batch:
+            chunk = apply(self.guide, {"params": variables["guide"]}, context)
+            return objectives.reconstruction_l1(chunk, batch["chunk"])
         log_prob, _ = self.score(variables, context, batch["skill"], temperature=1.0)
         return objectives.imitation_nll(log_prob)
 
@@ -253,7 +307,7 @@ class QuestPolicy:
         return apply(
             self.prior,
             {"params": variables["prior"]},
-            context,
+            self._guided(variables, context),
             keys,
             temperature=sampling.temperature,
             top_k=sampling.top_k,
@@ -285,11 +339,20 @@ class QuestPolicy:
         `support` `[B, K, top_k]` is the recorded top-k set; the distribution is renormalised over it, as when sampling.
         """
         chex.assert_rank([context, skills], [3, 2])
-        logits = apply(self.prior, {"params": variables["prior"]}, context, skills, deterministic=True)
+        guided = self._guided(variables, context)
+        logits = apply(self.prior, {"params": variables["prior"]}, guided, skills, deterministic=True)
         return (
             log_prob_of(logits, skills, temperature=temperature, support=support),
             entropy_of(logits, temperature=temperature, support=support),
         )
+
+    def _guided(self, variables: Variables, context: jax.Array) -> jax.Array:
+        """The context as the prior reads it: with the guide's digits `[B, K, len(levels)]` as rows of their own."""
+        if self.guide is None:
+            return context
+        chunk = apply(self.guide, {"params": variables["guide"]}, context)
+        digits = apply(self.autoencoder, {"params": variables["autoencoder"]}, chunk, method="real_digits")
+        return _with_rows(context, digits)
 
     def decide(
         self,
@@ -311,3 +374,13 @@ class QuestPolicy:
         drawn = self.sample(variables, context, keys, sampling)
         chunk = self.decode(variables, drawn.tokens)
         return Decision(chunk[:, :execution_horizon], drawn.tokens, drawn.log_prob, drawn.support, context)
+
+
+def _without_targets(batch: Rows) -> dict[str, Any]:
+    return {name: value for name, value in batch.items() if name not in ("skill", "chunk")}
+
+
+def _with_rows(context: jax.Array, digits: jax.Array) -> jax.Array:
+    """Context `[B, C, D]` and digits `[B, K, len(levels)]`, padded to its width, as `[B, C + K, D]`."""
+    padding = context.shape[-1] - digits.shape[-1]
+    return jnp.concatenate([context, jnp.pad(digits, ((0, 0), (0, 0), (0, padding)))], axis=1)

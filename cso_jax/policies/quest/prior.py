@@ -7,13 +7,15 @@ distribution whose log-probabilities are stored at rollout and recomputed at the
 Letters: B batch, C context tokens, K skill tokens, V vocabulary, D width, k top-k.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
+from cso_jax import fsq
 from cso_jax.networks.transformer import (
     Dropout,
     EncoderLayer,
@@ -23,6 +25,8 @@ from cso_jax.networks.transformer import (
     layer_norm,
     positional_encoding,
 )
+
+Head = Literal["flat", "digits", "both"]
 
 
 class Sample(NamedTuple):
@@ -90,21 +94,52 @@ class SkillPrior(nn.Module):
 
     Positions count from 0 at the start token; the context tokens have none. Dropout once over the whole input, then
     inside the layers.
+
+    `head` says what the network knows of a code. "flat", the published one: a row of an embedding table and an output
+    of its own for each of the V codes. "digits": a code is one digit per FSQ level; its embedding is the sum of its
+    digits' embeddings and its logit the sum of its digits' logits. "both": the sum of the two.
+
+    A `guide_sharpness` above 0: the last K context rows are no tokens; their first entries are the digits, as real
+    numbers, that a regression of the chunk has in the codebook. Token k reads row k, and each digit of its codes loses
+    logit with the squared distance from there: one step off, by the sharpness, where a learned rate starts. The outputs
+    above start at zero, so that the likeliest skill is at first that of the regressed chunk.
     """
 
-    vocabulary: int = 1000
+    levels: tuple[int, ...] = (8, 5, 5, 5)
     tokens: int = 8
     width: int = 384
     layers: int = 6
     heads: int = 6
     dropout: float = 0.1
+    head: Head = "flat"
+    guide_sharpness: float = 0.0
+
+    @property
+    def guided(self) -> bool:
+        return self.guide_sharpness > 0
+
+    @property
+    def vocabulary(self) -> int:
+        """V, the number of codes."""
+        return fsq.codebook_size(self.levels)
 
     def setup(self):
-        # torch's default for embeddings, N(0, 1); the extra last row is the start token.
-        self.tok_emb = self.param("tok_emb", nn.initializers.normal(1.0), (self.vocabulary + 1, self.width))
+        if self.head not in get_args(Head):
+            raise ValueError(f"head must be one of {', '.join(get_args(Head))}; got {self.head!r}")
+        if self.head != "digits":
+            # torch's default for embeddings, N(0, 1); the extra last row is the start token.
+            self.tok_emb = self.param("tok_emb", nn.initializers.normal(1.0), (self.vocabulary + 1, self.width))
+            self.code_head = self._output(self.vocabulary, "head")
+        if self.head != "flat":
+            initial = nn.initializers.normal(len(self.levels) ** -0.5)  # so that the sum has variance 1
+            self.digit_emb = self.param("digit_emb", initial, (sum(self.levels), self.width))
+            self.start_emb = self.param("start_emb", nn.initializers.normal(1.0), (self.width,))
+            self.digit_head = self._output(sum(self.levels), "digit_head")
+        if self.guided:
+            self.guide_proj = Linear(self.width)
+            self.log_sharpness = self.param("log_sharpness", nn.initializers.zeros, (self.tokens, len(self.levels)))
         self.blocks = [EncoderLayer(self.width, self.heads, self.dropout) for _ in range(self.layers)]
         self.lnf = layer_norm()
-        self.head = Linear(self.vocabulary)
         self.input_dropout = Dropout(self.dropout)
 
     def __call__(self, context: jax.Array, tokens: jax.Array, *, deterministic: bool = True) -> jax.Array:
@@ -112,16 +147,16 @@ class SkillPrior(nn.Module):
 
         The last token only serves as a target. Needs a "dropout" rng when not deterministic.
         """
-        self._check_context(context)
+        context, guide = self._split(context)
         chex.assert_shape(tokens, (context.shape[0], self.tokens))
         start = jnp.full((tokens.shape[0], 1), self.vocabulary, tokens.dtype)
-        embedded = self.tok_emb[jnp.concatenate([start, tokens[:, :-1]], axis=1)]
+        embedded = self._embed(jnp.concatenate([start, tokens[:, :-1]], axis=1), guide)
         embedded = embedded + positional_encoding(self.tokens, self.width)
         x = jnp.concatenate([context, embedded], axis=1)
         x = self.input_dropout(x, deterministic=deterministic)
         for block in self.blocks:
             x = block(x, causal=True, deterministic=deterministic)
-        return self.head(self.lnf(x[:, context.shape[1] :]))
+        return self._logits(self.lnf(x[:, context.shape[1] :]), guide, self._sharpness())
 
     def sample(
         self, context: jax.Array, keys: chex.PRNGKey, *, temperature: float | jax.Array = 1.0, top_k: int = 0
@@ -131,18 +166,26 @@ class SkillPrior(nn.Module):
         Keys and values of earlier tokens are cached. `top_k` = 0 samples from the whole vocabulary; a temperature
         of 0 is greedy. Token t of a row uses `fold_in(key, t)`.
         """
-        self._check_context(context)
+        context, guide = self._split(context)
         batch = context.shape[0]
         chex.assert_axis_dimension(keys, 0, batch)
         if not 0 <= top_k <= self.vocabulary:
             raise ValueError(f"top_k must lie in 0..{self.vocabulary}, got {top_k}")
+        sharpness = self._sharpness()
         model, variables = self.unbind()  # lax.scan must not run bound flax methods
         positions = positional_encoding(self.tokens, self.width)
 
         def step(carry, t):
             previous, caches = carry
             logits, caches = model.apply(
-                variables, previous, positions[t], caches, context.shape[1] + t, method="_next_logits"
+                variables,
+                previous,
+                positions[t],
+                caches,
+                context.shape[1] + t,
+                guide if guide is None else guide[:, t],
+                sharpness if sharpness is None else sharpness[t],
+                method="_next_logits",
             )
             step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, t)
             token, support = draw(logits, step_keys, temperature=temperature, top_k=top_k)
@@ -165,17 +208,62 @@ class SkillPrior(nn.Module):
             caches.append(cache)
         return caches
 
-    def _next_logits(self, previous, position, caches, slot) -> tuple[jax.Array, list[KeyValueCache]]:
-        """Logits `[B, V]` of the token after `previous [B]`, whose place in the whole sequence is `slot`."""
-        x = (self.tok_emb[previous] + position)[:, None, :]
+    def _next_logits(
+        self, previous, position, caches, slot, guide=None, sharpness=None
+    ) -> tuple[jax.Array, list[KeyValueCache]]:
+        """Logits `[B, V]` of the token after `previous [B]`, whose place in the whole sequence is `slot`.
+
+        `guide [B, len(levels)]` and `sharpness [len(levels)]` are this token's rows, where there is a guide.
+        """
+        x = (self._embed(previous, guide) + position)[:, None, :]
         updated = []
         for block, cache in zip(self.blocks, caches, strict=True):
             x, cache = block.extend(x, cache, slot)
             updated.append(cache)
-        return self.head(self.lnf(x[:, 0])), updated
+        return self._logits(self.lnf(x[:, 0]), guide, sharpness), updated
 
-    def _check_context(self, context: jax.Array) -> None:
+    def _output(self, size: int, name: str) -> nn.Module:
+        return Linear(size, zero_bias=self.guided, zero_kernel=self.guided, name=name)
+
+    def _split(self, context: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        """The context tokens, and the guide `[B, K, len(levels)]` where there is one."""
         chex.assert_shape(context, (None, None, self.width))
+        if not self.guided:
+            return context, None
+        return context[:, : -self.tokens], context[:, -self.tokens :, : len(self.levels)]
+
+    def _embed(self, tokens: jax.Array, guide: jax.Array | None) -> jax.Array:
+        """Embeddings `[..., D]` of tokens `[...]`, V for the start token, with what guides the ones after them."""
+        total = jnp.zeros((), jnp.float32) if guide is None else self.guide_proj(guide)
+        if self.head != "digits":
+            total = total + self.tok_emb[tokens]
+        if self.head != "flat":
+            first_rows = jnp.asarray(np.cumsum([0, *self.levels[:-1]]), jnp.int32)
+            digits = self.digit_emb[fsq.indices_to_digits(tokens, self.levels) + first_rows].sum(axis=-2)
+            total = total + jnp.where((tokens == self.vocabulary)[..., None], self.start_emb, digits)
+        return total
+
+    def _logits(self, hidden: jax.Array, guide: jax.Array | None, sharpness: jax.Array | None) -> jax.Array:
+        """Logits `[..., V]` of hidden states `[..., D]`, of the tokens that rows of the guide belong to."""
+        flat = self.code_head(hidden) if self.head != "digits" else jnp.zeros((), jnp.float32)
+        if self.head == "flat" and guide is None:
+            return flat
+        by_level = [jnp.zeros((*hidden.shape[:-1], level), hidden.dtype) for level in self.levels]
+        if self.head != "flat":
+            by_level = jnp.split(self.digit_head(hidden), np.cumsum(self.levels)[:-1], axis=-1)
+        if guide is not None and sharpness is not None:
+            by_level = [
+                logits - sharpness[..., i, None] * (jnp.arange(level) - guide[..., i, None]) ** 2
+                for i, (logits, level) in enumerate(zip(by_level, self.levels, strict=True))
+            ]
+        digits = by_level[-1]
+        for part in reversed(by_level[:-1]):  # the first level varies fastest
+            digits = (digits[..., :, None] + part[..., None, :]).reshape(*hidden.shape[:-1], -1)
+        return flat + digits
+
+    def _sharpness(self) -> jax.Array | None:
+        """`[K, len(levels)]`."""
+        return self.guide_sharpness * jnp.exp(self.log_sharpness) if self.guided else None
 
 
 def _is_greedy(temperature: float | jax.Array) -> bool:
