@@ -16,21 +16,38 @@ from . import common
 def get_config():
     config = defaults.metaworld()
     common.for_a_cpu(config)
-    common.from_states(config, hidden=(256, 256))
+    common.from_states(config, hidden=(512, 512))
     common.batches(config, 128)
     common.few_groups(config, 40)
 
     config.env.tasks = ("reach-v3", "push-v3", "pick-place-v3", "sweep-into-v3", "door-open-v3")
-    config.env.horizon = 200
+    config.env.horizon = 150
 
-    config.codebook.steps = 1500
-    config.imitation.steps = 2000
+    config.demos.per_task = 10
+    config.demos.label = "expert"
 
-    config.rsft.max_rollouts_per_task = 1000
-    config.rsft.steps = 1000
+    config.reference.steps = 1500
+    config.reference.batch_size = 128
 
-    config.spo.iterations = 20
-    config.spo.learning_rate = 1e-4
+    config.codebook.steps = 2000
+    config.codebook.action_weight = 10.0
+    config.codebook.mixed_share = 0.5
+
+    config.encoder.lowdim_width = 256
+    config.prior.head = "digits"
+    config.prior.guide = (512,)
+    config.prior.guide_sharpness = 1.0
+    config.prior.layers = 1
+    config.imitation.steps = 1500
+
+    config.rsft.successes_per_task = 100
+    config.rsft.max_rollouts_per_task = 300
+    config.rsft.learning_rate = 1e-4
+    config.rsft.steps = 500
+
+    config.spo.iterations = 30
+    config.spo.epochs = 2
+    config.spo.learning_rate = 7e-5
 
     config.report.videos = 2
     return config
