@@ -83,8 +83,8 @@ ALGORITHM = [("rsft.strike_rule", "algorithm")]  # ten attempts from each state;
         ([("prior.dropout", "1.5")], "config.prior.dropout is a probability below 1"),
         ([("spo.learning_rate", "inf")], "config.spo.learning_rate must be a finite number; got inf"),
         ([("demos.noise", "nan")], "config.demos.noise must be a finite number; got nan"),
-        ([("imitation.warmup_steps", "2001")], "config.imitation.warmup_steps is 2001, but the stage has 2000 steps"),
-        ([("rsft.warmup_steps", "1001")], "config.rsft.warmup_steps is 1001, but the stage has 1000 steps"),
+        ([("imitation.warmup_steps", "1501")], "config.imitation.warmup_steps is 1501, but the stage has 1500 steps"),
+        ([("rsft.warmup_steps", "501")], "config.rsft.warmup_steps is 501, but the stage has 500 steps"),
         ([("codebook.learning_rate", "1e-6")], "config.codebook.final_learning_rate is 1e-05, above"),
         ([("rsft.final_learning_rate", "1")], "config.rsft.final_learning_rate is 1, above"),
         ([("spo.clip_low", "0.2")], "not its distance from 1: got 0.2, for that distance give 0.8"),
@@ -113,7 +113,7 @@ def test_problems(given, message):
     "given",
     [
         {"rsft.steps": "0", "rsft.warmup_steps": "500"},  # how many steps the epochs are is not known yet
-        {"imitation.warmup_steps": "2000"},
+        {"imitation.warmup_steps": "1500"},
         {"rsft.strikes": "1", "rsft.top_k": "1"},
         {"rsft.enabled": "false", "rsft.temperature": "0", "rsft.final_learning_rate": "1"},
         {"spo.enabled": "false", "sampling.top_k": "1"},

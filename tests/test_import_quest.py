@@ -483,5 +483,5 @@ def test_libero_config_of_the_published_model(tmp_path):
     assert config.env.libero.proprio == "joints_ee" and config.encoder.normalise is False
     assert [argument for argument in arguments if "config." in argument.split("=")[0]] == [
         "--config.encoder.task_embedding=file", "--config.encoder.task_embedding_file=x.npz",
-        "--config.env.libero.proprio=joints_ee",
+        "--config.env.libero.proprio=joints_ee", "--config.reference.enabled=False",
     ]  # fmt: skip

@@ -163,7 +163,6 @@ def test_the_policy_of_the_lowest_validation_loss_is_kept_if_asked_for(tmp_path,
     rows = [row for row in read_jsonl(tmp_path / "metrics.jsonl") if row["stage"] == "imitation"]
     lowest = min(rows, key=lambda row: row["validation_loss"])
     assert lowest["step"] < 200 and f"keeps the state after {lowest['step']} steps" in said
-    assert said.count("the validation loss has risen from") == 1
     last, kept, meta = Checkpoints(tmp_path / "checkpoints" / "imitation").restore_latest(None)
     assert (last, meta["final"]) == (200, True) and not (tmp_path / "checkpoints" / "imitation_best").exists()
 

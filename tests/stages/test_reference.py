@@ -49,7 +49,7 @@ def test_references_follow_what_they_were_made_from(tmp_path, run_environment, c
     # Another codebook: behaviour cloning is what it was, its chunks come back otherwise.
     shutil.rmtree(workdir / "checkpoints" / "codebook")
     (workdir / "codebook_usage.json").unlink()
-    said = cascade.finish(workdir, run_environment, *BASE, "codebook.steps=200")
+    said = cascade.finish(workdir, run_environment, *BASE, "codebook.steps=800")
     second = rows_of(workdir)
     assert second["reference"] == first["reference"] and second.keys() == first.keys()
     (old,) = (workdir / "superseded").glob("codebook-*/episodes.jsonl")
