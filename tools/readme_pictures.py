@@ -2,7 +2,8 @@
 
     python tools/readme_pictures.py WORKDIR [--task=TASK] [--out=docs/images]
 
-quickstart_success.png: success of every stage, all tasks together and each, with 95 % Wilson intervals and n.
+quickstart_success.png: success of behaviour cloning and of every stage, all tasks together and each, with 95 % Wilson
+intervals and n.
 quickstart_before_after.gif: one initial state twice, side by side, the imitation policy's failure and the final
 policy's success. Both are of the run's own evaluation; the first task (or TASK) that has both videos is shown.
 """
@@ -25,6 +26,7 @@ from cso_jax.files import atomic_write_bytes, read_jsonl
 from cso_jax.statistics import wilson
 
 STAGES = {
+    "reference": ("behaviour cloning", "#00805d", "^"),
     "imitation": ("imitation", "#8c8c8c", "o"),
     "rsft": ("+ R-SFT", "#c77c11", "s"),
     "spo": ("+ SPO", "#1f6fb4", "D"),
@@ -68,10 +70,10 @@ def success_png(rows: Sequence[dict[str, Any]], seed: int) -> bytes:
     lines = [*tasks, ""]  # the axis counts upwards; "": all tasks
     labels = [f"{task or 'all tasks'}, n = {counts(rows, 'spo', task)[1]}" for task in lines]
     with matplotlib.rc_context({"font.size": 11, "text.color": "#222222", "axes.edgecolor": "#888888"}):
-        figure = Figure(figsize=(5.4, 0.46 * len(lines) + 1.1), layout="constrained", facecolor="white")
+        figure = Figure(figsize=(5.4, 0.6 * len(lines) + 1.1), layout="constrained", facecolor="white")
         FigureCanvasAgg(figure)
         axes = figure.subplots()
-        for offset, (stage, (name, colour, marker)) in zip((0.24, 0.0, -0.24), STAGES.items(), strict=True):
+        for offset, (stage, (name, colour, marker)) in zip((0.3, 0.1, -0.1, -0.3), STAGES.items(), strict=True):
             cells = [counts(rows, stage, task) for task in lines]
             rates = [100 * won / n for won, n in cells]
             places = [y + offset for y in range(len(lines))]
@@ -87,7 +89,7 @@ def success_png(rows: Sequence[dict[str, Any]], seed: int) -> bytes:
         axes.grid(axis="x", color="#dddddd", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, handletextpad=0.2)
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, frameon=False, handletextpad=0.2)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", dpi=200)
     return buffer.getvalue()
