@@ -133,8 +133,8 @@ def _jit(update: Callable, mesh: Mesh) -> Update:
 def repeated(update: Update, mesh: Mesh) -> Update:
     """`update` over several batches in one call: `batch` has a leading axis of steps, `key` is their keys `[N]`.
 
-    The metrics come back with that axis. Dispatch and the hand-over of a step's many small arrays, which on a CPU cost
-    a small network as much as its arithmetic, are paid once.
+    The metrics come back with that axis. Dispatch and the hand-over of a step's many small arrays are paid once: on a
+    CPU a third of a small network's time (docs/performance.md).
     """
 
     def steps(state: LearnerState, batches: Batch, keys: jax.Array):

@@ -30,7 +30,7 @@ _GROUPS = 8
 class CausalConv(nn.Module):
     """A causal convolution as one matrix product over the unfolded taps, `[B, T, D] -> [B, T / stride, features]`.
 
-    The parameters are those of `flax.linen.Conv`. On a CPU the product takes half the time of XLA's convolution.
+    The parameters are those of `flax.linen.Conv`.
     """
 
     features: int
