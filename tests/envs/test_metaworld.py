@@ -155,9 +155,12 @@ def test_an_initial_state_replays_bit_for_bit(task):
     fresh.close()
 
 
-def test_nothing_left_behind_in_a_simulator_survives_a_reset():
+@pytest.mark.parametrize("between", [(), range(1, 20)], ids=["copied", "simulated"])
+def test_nothing_left_behind_in_a_simulator_survives_a_reset(between):
     simulator = Simulator("push-v3")
     first = simulator.reset(0)
+    for seed in between:
+        simulator.reset(seed)
     simulator.model.body_pos += 0.05
     simulator.model.site_pos += 0.05
     simulator._env.init_config["hand_init_pos"] += 0.05
@@ -166,6 +169,56 @@ def test_nothing_left_behind_in_a_simulator_survives_a_reset():
     simulator._env.left_behind = True
     np.testing.assert_array_equal(simulator.reset(0), first)
     assert not hasattr(simulator._env, "left_behind")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_copied_start_is_the_simulated_one_bit_for_bit(task):
+    assert_copied_start_is_the_same(task)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", task_names("MT50"))
+def test_a_copied_start_is_the_same_in_every_task(task):
+    assert_copied_start_is_the_same(task)
+
+
+def assert_copied_start_is_the_same(task: str) -> None:
+    """An episode simulated from nothing, and from what a simulator before it has left, after another episode."""
+    first, alone = Simulator(task), Simulator(task)
+    second = Simulator(task, first.shared)
+    first.reset(7)
+    second.reset(8)
+    policy = expert(task)
+    for _ in range(5):
+        first.step(np.ones(4, np.float32))
+        second.step(-np.ones(4, np.float32))
+    state = alone.reset(7)
+    np.testing.assert_array_equal(second.reset(7), state)
+    np.testing.assert_array_equal(second.data.cam_xpos, alone.data.cam_xpos)
+    for _ in range(80):
+        action = np.clip(policy.get_action(state), -1, 1).astype(np.float32)
+        state, success = alone.step(action)
+        copied, copied_success = second.step(action)
+        np.testing.assert_array_equal(copied, state)
+        assert copied_success == success
+    for name in ("qpos", "qvel", "qacc_warmstart", "site_xpos", "xquat"):
+        np.testing.assert_array_equal(getattr(second.data, name), getattr(alone.data, name))
+
+
+def test_a_group_simulates_its_start_once_and_old_starts_go(monkeypatch):
+    simulated = []
+    begin = Simulator._begin
+    monkeypatch.setattr(Simulator, "_begin", lambda self, seed: simulated.append(seed) or begin(self, seed))
+    simulators = [Simulator("reach-v3")]
+    simulators.append(Simulator("reach-v3", simulators[0].shared))
+    for seed in (0, 0, 1, 0, 1):
+        for simulator in simulators:
+            simulator.reset(seed)
+    assert simulated == [0, 1]
+    for seed in range(2, 12):
+        simulators[0].reset(seed)
+    simulators[1].reset(0)
+    assert simulated == [*range(12), 0]
 
 
 @pytest.mark.parametrize("task", TASKS)
