@@ -67,7 +67,11 @@ def codes_to_indices(codes: jax.Array, levels: Sequence[int]) -> jax.Array:
 
 def indices_to_codes(indices: jax.Array, levels: Sequence[int]) -> jax.Array:
     """Indices `[...]` in `[0, codebook_size)` to float32 codes `[..., len(levels)]`; inverse of `codes_to_indices`."""
-    digits = indices_to_digits(indices, levels)
+    return digits_to_codes(indices_to_digits(indices, levels), levels)
+
+
+def digits_to_codes(digits: jax.Array, levels: Sequence[int]) -> jax.Array:
+    """Digits `[..., len(levels)]`, whole numbers or what lies between them, to float32 codes."""
     half_width = _half_width(levels, jnp.float32)
     return (digits.astype(jnp.float32) - half_width) / half_width
 

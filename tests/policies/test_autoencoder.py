@@ -7,6 +7,7 @@ import pytest
 from flax import linen as nn
 from support import networks_reference as reference
 
+from cso_jax import fsq
 from cso_jax.policies.quest.autoencoder import ActionAutoencoder, CausalConv
 
 
@@ -36,6 +37,18 @@ def test_matches_the_numpy_reference(model_and_variables, actions):
         np.testing.assert_array_equal(indices[row], expected_indices)
         np.testing.assert_allclose(reconstruction[row], expected, atol=2e-5)
     assert len(np.unique(indices)) > 4
+
+
+@pytest.mark.parametrize("length", [1, 5])
+def test_the_first_actions_are_decoded_without_the_others(model_and_variables, actions, length):
+    model, variables = model_and_variables
+    indices = model.apply(variables, actions, method="encode")
+    whole = model.apply(variables, indices, method="decode")
+    first = model.apply(variables, indices, length=length, method="decode")
+    np.testing.assert_allclose(first, whole[:, :length], atol=1e-5)
+    digits = fsq.indices_to_digits(indices, model.levels).astype(jnp.float32)
+    again = model.apply(variables, digits, length=length, method="decode_digits")
+    np.testing.assert_array_equal(again, first)
 
 
 def test_encode_and_decode_agree_with_the_whole(model_and_variables, actions):

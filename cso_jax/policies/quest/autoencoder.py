@@ -124,10 +124,15 @@ class ActionAutoencoder(nn.Module):
         """Actions `[B, T, A]` to the digits `[B, K, len(levels)]` of their tokens as real numbers, before rounding."""
         return fsq.real_digits(self._latent(actions, True), self.levels)
 
-    def decode(self, indices: jax.Array) -> jax.Array:
-        """Skill tokens `[B, K]` to actions `[B, T, A]`."""
+    def decode(self, indices: jax.Array, *, length: int | None = None) -> jax.Array:
+        """Skill tokens `[B, K]` to actions `[B, T, A]`, or to the first `length` of them alone, at less cost."""
         chex.assert_shape(indices, (None, self.tokens))
-        return self._decode_codes(fsq.indices_to_codes(indices, self.levels), True)
+        return self._decode_codes(fsq.indices_to_codes(indices, self.levels), True, length)
+
+    def decode_digits(self, digits: jax.Array, *, length: int | None = None) -> jax.Array:
+        """Digits `[B, K, len(levels)]`, real numbers, to the first `length` actions; differentiable."""
+        chex.assert_shape(digits, (None, self.tokens, len(self.levels)))
+        return self._decode_codes(fsq.digits_to_codes(digits, self.levels), True, length)
 
     def _encode_codes(self, actions: jax.Array, deterministic: bool) -> jax.Array:
         return fsq.quantize(self._latent(actions, deterministic), self.levels)
@@ -142,9 +147,10 @@ class ActionAutoencoder(nn.Module):
             x = layer(x, causal=True, deterministic=deterministic)
         return self.project_in(x)
 
-    def _decode_codes(self, codes: jax.Array, deterministic: bool) -> jax.Array:
+    def _decode_codes(self, codes: jax.Array, deterministic: bool, length: int | None = None) -> jax.Array:
         memory = self.project_out(codes)
-        queries = positional_encoding(self.chunk_length, self.width)
+        # Attention among the queries is causal: the first actions do not depend on how many follow.
+        queries = positional_encoding(self.chunk_length, self.width)[:length]
         # The queries are the same for every chunk, so the first layer's self-attention is too, unless dropout differs.
         rows = 1 if deterministic or self.dropout == 0.0 else codes.shape[0]
         x = jnp.broadcast_to(queries, (rows, *queries.shape))
