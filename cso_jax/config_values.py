@@ -34,6 +34,8 @@ _BEFORE = {
     "prior.head": "flat",
     "prior.guide": (),
     "prior.guide_sharpness": 1.0,
+    "prior.guide_decoded": 0.0,
+    "prior.guide_decoded_share": 1.0,
     "imitation.keep": "last",
     "codebook.weighted_actions": 8,
     "codebook.action_weight": 1.0,

@@ -97,6 +97,8 @@ def _common() -> ConfigDict:
     config.prior.head = "flat"  # or "digits", "both": what it knows of a code, policies/quest/prior.py
     config.prior.guide = ()  # layers from context to a regressed chunk around which skills are drawn; () for none
     config.prior.guide_sharpness = 1.0  # logit that a digit one step from the guide's loses at first
+    config.prior.guide_decoded = 0.0  # weight, in the guide's loss, of the error of skills drawn around its chunk
+    config.prior.guide_decoded_share = 1.0  # of each batch, for which that is computed
 
     config.sampling = ConfigDict()  # the policy of evaluation and SPO
     config.sampling.temperature = 1.0

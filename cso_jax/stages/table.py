@@ -85,7 +85,7 @@ STAGES = {
         ),
         Stage(
             "imitation", "imitation", imitation.run_stage, imitation.problems, lambda config: ("demos", "codebook"),
-            ("policy", "demos", "encoder", "prior", "imitation"),
+            ("policy", "demos", "encoder", "prior", "imitation", "execution_horizon"),
             ("checkpoints/imitation",), {"imitation": "Imitation"},
         ),
         Stage(

@@ -252,6 +252,16 @@ def test_a_guide_makes_the_codes_around_it_likely():
     assert np.argmax(logits[0], axis=-1).tolist() == [2, 3]
 
 
+def test_how_sharply_a_guide_is_followed_is_learned():
+    """A bias of ln 3 on the second level: its squared distances weigh three times as much, those of the first once."""
+    model = SkillPrior(levels=(3, 2), tokens=1, width=16, layers=1, heads=2, guide_sharpness=1.0)
+    tokens, context = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, 2, 16))
+    params = model.init(jax.random.key(0), context, tokens)["params"]
+    params["sharpness_head"]["bias"] = jnp.log(jnp.array([1.0, 3.0]))
+    logits = model.apply({"params": params}, context, tokens)
+    np.testing.assert_allclose(logits[0, 0], [0, -1, -4, -3, -4, -7], atol=1e-5)
+
+
 def test_an_unknown_head_is_refused():
     with pytest.raises(ValueError, match="head must be one of flat, digits, both; got 'code'"):
         SkillPrior(head="code").init(jax.random.key(0), jnp.zeros((1, 2, 384)), jnp.zeros((1, 8), jnp.int32))

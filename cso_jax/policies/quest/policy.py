@@ -29,7 +29,7 @@ from cso_jax.networks.observation import ObservationEncoder
 from cso_jax.policies.interface import Decision, Loss, Rows, Sampling, Variables, Wants
 from cso_jax.policies.observations import fit_normaliser, identity_normaliser, normalise, placeholders
 from cso_jax.policies.quest.autoencoder import ActionAutoencoder
-from cso_jax.policies.quest.guide import Guide
+from cso_jax.policies.quest.guide import Guide, draw_digits
 from cso_jax.policies.quest.prior import Head, Sample, SkillPrior, entropy_of, log_prob_of
 from cso_jax.precision import exact
 
@@ -70,6 +70,9 @@ def problems(config: ConfigDict) -> list[str]:
          f"config.prior.width is {prior.width}: with a guide it must hold a code's {len(autoencoder.levels)} digits"),
         (not prior.guide or prior.guide_sharpness > 0,
          f"config.prior.guide_sharpness must be positive where there is a guide; got {prior.guide_sharpness}"),
+        (0 < prior.guide_decoded_share <= 1,
+         f"config.prior.guide_decoded_share is a share of the batch, above 0 and at most 1; got "
+         f"{prior.guide_decoded_share}"),
         (autoencoder.width % 8 == 0, "config.autoencoder.width must be a multiple of 8 (GroupNorm's groups)"),
     )  # fmt: skip
     return [
@@ -120,7 +123,17 @@ def build(config: ConfigDict, spec: EnvSpec, num_tasks: int, embedding_dim: int 
     )
     hidden = tuple(config.prior.guide)
     guide = Guide(hidden, config.autoencoder.chunk_length, spec.action_dim) if hidden else None
-    return QuestPolicy(autoencoder, encoder, prior, guide)
+    return QuestPolicy(
+        autoencoder,
+        encoder,
+        prior,
+        guide,
+        guide_decoded=config.prior.guide_decoded,
+        guide_decoded_share=config.prior.guide_decoded_share,
+        executed=config.execution_horizon,
+        weighted_actions=config.codebook.weighted_actions,
+        action_weight=config.codebook.action_weight,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -137,6 +150,11 @@ class QuestPolicy:
     encoder: ObservationEncoder
     prior: SkillPrior
     guide: Guide | None = None
+    guide_decoded: float = 0.0
+    guide_decoded_share: float = 1.0
+    executed: int = 8
+    weighted_actions: int = 8
+    action_weight: float = 1.0
 
     @property
     def wants(self) -> Wants:
@@ -263,8 +281,7 @@ class QuestPolicy:
         )
         changed = {"batch_stats": mutated.get("batch_stats", {})}
         if self.guide is not None and "chunk" in batch:
-            chunk = apply(self.guide, {"params": trainable["guide"]}, context)
-            return Loss(objectives.reconstruction_l1(chunk, batch["chunk"]), changed, {})
+            return Loss(self._guide_loss({**fixed, **trainable}, context, batch["chunk"], keys[2]), changed, {})
         variables = {**fixed, **trainable}
         logits = apply(
             self.prior,
@@ -284,10 +301,31 @@ class QuestPolicy:
         observation = _without_targets(batch)
         context = self.encode(variables, observation)
         if self.guide is not None and "chunk" in batch:
-            chunk = apply(self.guide, {"params": variables["guide"]}, context)
-            return objectives.reconstruction_l1(chunk, batch["chunk"])
+            return self._guide_loss(variables, context, batch["chunk"], jax.random.key(0))
         log_prob, _ = self.score(variables, context, batch["skill"], temperature=1.0)
         return objectives.imitation_nll(log_prob)
+
+    def _guide_loss(self, variables: Variables, context: jax.Array, wanted: jax.Array, key: jax.Array) -> jax.Array:
+        """The error of the regressed chunk, weighted as the codebook's; and of what is executed of skills around it.
+
+        The second term trains the guide for what will be done with its chunk: what the codebook makes of it, and how
+        far the draw strays, is part of the error.
+        """
+        assert self.guide is not None
+        chunk = apply(self.guide, {"params": variables["guide"]}, context)
+        weight = objectives.first_actions_weight(
+            chunk.shape[1], actions=self.weighted_actions, weight=self.action_weight
+        )
+        loss = objectives.reconstruction_l1(chunk, wanted, weight)
+        if not self.guide_decoded:
+            return loss
+        rows = max(1, int(self.guide_decoded_share * len(chunk)))
+        chunk, wanted = chunk[:rows], wanted[:rows]
+        codebook = {"params": variables["autoencoder"]}
+        digits = apply(self.autoencoder, codebook, chunk, method="real_digits")
+        drawn = draw_digits(digits, key, sharpness=self.prior.guide_sharpness, levels=self.prior.levels)
+        decoded = apply(self.autoencoder, codebook, drawn, length=self.executed, method="decode_digits")
+        return loss + self.guide_decoded * objectives.reconstruction_l1(decoded, wanted[:, : self.executed])
 
     # ------------------------------------------------------------------------------------------- acting and scoring
 
@@ -318,6 +356,10 @@ class QuestPolicy:
     def decode(self, variables: Variables, skills: jax.Array) -> jax.Array:
         """Chunks `[B, T, A]` of skills `[B, K]`."""
         return apply(self.autoencoder, {"params": variables["autoencoder"]}, skills, method="decode")
+
+    @exact
+    def _first_actions(self, variables: Variables, skills: jax.Array, length: int) -> jax.Array:
+        return apply(self.autoencoder, {"params": variables["autoencoder"]}, skills, length=length, method="decode")
 
     @exact
     def tokenise(self, variables: Variables, chunks: jax.Array) -> jax.Array:
@@ -372,8 +414,8 @@ class QuestPolicy:
         keys = jax.vmap(jax.random.fold_in)(episode_keys, decision_index)
         context = self.encode(variables, observation)
         drawn = self.sample(variables, context, keys, sampling)
-        chunk = self.decode(variables, drawn.tokens)
-        return Decision(chunk[:, :execution_horizon], drawn.tokens, drawn.log_prob, drawn.support, context)
+        actions = self._first_actions(variables, drawn.tokens, execution_horizon)
+        return Decision(actions, drawn.tokens, drawn.log_prob, drawn.support, context)
 
 
 def _without_targets(batch: Rows) -> dict[str, Any]:

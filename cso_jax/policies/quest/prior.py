@@ -101,8 +101,9 @@ class SkillPrior(nn.Module):
 
     A `guide_sharpness` above 0: the last K context rows are no tokens; their first entries are the digits, as real
     numbers, that a regression of the chunk has in the codebook. Token k reads row k, and each digit of its codes loses
-    logit with the squared distance from there: one step off, by the sharpness, where a learned rate starts. The outputs
-    above start at zero, so that the likeliest skill is at first that of the regressed chunk.
+    logit with the squared distance from there: one step off, by a sharpness that starts at `guide_sharpness` and that
+    the network learns, for each level from what it knows at that token. All its outputs start at zero, so that the
+    likeliest skill is at first that of the regressed chunk.
     """
 
     levels: tuple[int, ...] = (8, 5, 5, 5)
@@ -137,7 +138,7 @@ class SkillPrior(nn.Module):
             self.digit_head = self._output(sum(self.levels), "digit_head")
         if self.guided:
             self.guide_proj = Linear(self.width)
-            self.log_sharpness = self.param("log_sharpness", nn.initializers.zeros, (self.tokens, len(self.levels)))
+            self.sharpness_head = self._output(len(self.levels), "sharpness_head")
         self.blocks = [EncoderLayer(self.width, self.heads, self.dropout) for _ in range(self.layers)]
         self.lnf = layer_norm()
         self.input_dropout = Dropout(self.dropout)
@@ -156,7 +157,7 @@ class SkillPrior(nn.Module):
         x = self.input_dropout(x, deterministic=deterministic)
         for block in self.blocks:
             x = block(x, causal=True, deterministic=deterministic)
-        return self._logits(self.lnf(x[:, context.shape[1] :]), guide, self._sharpness())
+        return self._logits(self.lnf(x[:, context.shape[1] :]), guide)
 
     def sample(
         self, context: jax.Array, keys: chex.PRNGKey, *, temperature: float | jax.Array = 1.0, top_k: int = 0
@@ -171,7 +172,6 @@ class SkillPrior(nn.Module):
         chex.assert_axis_dimension(keys, 0, batch)
         if not 0 <= top_k <= self.vocabulary:
             raise ValueError(f"top_k must lie in 0..{self.vocabulary}, got {top_k}")
-        sharpness = self._sharpness()
         model, variables = self.unbind()  # lax.scan must not run bound flax methods
         positions = positional_encoding(self.tokens, self.width)
 
@@ -184,7 +184,6 @@ class SkillPrior(nn.Module):
                 caches,
                 context.shape[1] + t,
                 guide if guide is None else guide[:, t],
-                sharpness if sharpness is None else sharpness[t],
                 method="_next_logits",
             )
             step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, t)
@@ -208,19 +207,17 @@ class SkillPrior(nn.Module):
             caches.append(cache)
         return caches
 
-    def _next_logits(
-        self, previous, position, caches, slot, guide=None, sharpness=None
-    ) -> tuple[jax.Array, list[KeyValueCache]]:
+    def _next_logits(self, previous, position, caches, slot, guide=None) -> tuple[jax.Array, list[KeyValueCache]]:
         """Logits `[B, V]` of the token after `previous [B]`, whose place in the whole sequence is `slot`.
 
-        `guide [B, len(levels)]` and `sharpness [len(levels)]` are this token's rows, where there is a guide.
+        `guide [B, len(levels)]` are this token's rows, where there is a guide.
         """
         x = (self._embed(previous, guide) + position)[:, None, :]
         updated = []
         for block, cache in zip(self.blocks, caches, strict=True):
             x, cache = block.extend(x, cache, slot)
             updated.append(cache)
-        return self._logits(self.lnf(x[:, 0]), guide, sharpness), updated
+        return self._logits(self.lnf(x[:, 0]), guide), updated
 
     def _output(self, size: int, name: str) -> nn.Module:
         return Linear(size, zero_bias=self.guided, zero_kernel=self.guided, name=name)
@@ -243,7 +240,7 @@ class SkillPrior(nn.Module):
             total = total + jnp.where((tokens == self.vocabulary)[..., None], self.start_emb, digits)
         return total
 
-    def _logits(self, hidden: jax.Array, guide: jax.Array | None, sharpness: jax.Array | None) -> jax.Array:
+    def _logits(self, hidden: jax.Array, guide: jax.Array | None) -> jax.Array:
         """Logits `[..., V]` of hidden states `[..., D]`, of the tokens that rows of the guide belong to."""
         flat = self.code_head(hidden) if self.head != "digits" else jnp.zeros((), jnp.float32)
         if self.head == "flat" and guide is None:
@@ -251,7 +248,8 @@ class SkillPrior(nn.Module):
         by_level = [jnp.zeros((*hidden.shape[:-1], level), hidden.dtype) for level in self.levels]
         if self.head != "flat":
             by_level = jnp.split(self.digit_head(hidden), np.cumsum(self.levels)[:-1], axis=-1)
-        if guide is not None and sharpness is not None:
+        if guide is not None:
+            sharpness = self.guide_sharpness * jnp.exp(self.sharpness_head(hidden))
             by_level = [
                 logits - sharpness[..., i, None] * (jnp.arange(level) - guide[..., i, None]) ** 2
                 for i, (logits, level) in enumerate(zip(by_level, self.levels, strict=True))
@@ -260,10 +258,6 @@ class SkillPrior(nn.Module):
         for part in reversed(by_level[:-1]):  # the first level varies fastest
             digits = (digits[..., :, None] + part[..., None, :]).reshape(*hidden.shape[:-1], -1)
         return flat + digits
-
-    def _sharpness(self) -> jax.Array | None:
-        """`[K, len(levels)]`."""
-        return self.guide_sharpness * jnp.exp(self.log_sharpness) if self.guided else None
 
 
 def _is_greedy(temperature: float | jax.Array) -> bool:
