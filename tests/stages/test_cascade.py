@@ -142,7 +142,12 @@ VARIANTS = {
     "no R-SFT": ["rsft.enabled=false", "spo.unit=trajectory", "spo.length_normalise=true", "spo.epochs=2"],
     "no SPO": ["spo.enabled=false"],
     "guided": ["prior.guide=(16,)", "prior.head=digits", "rsft.demo_fraction=0.5",
-               "codebook.action_weight=5.0", "codebook.mixed_share=0.5", "codebook.weighted_actions=4"],
+               "codebook.action_weight=5.0", "codebook.mixed_share=0.5", "codebook.weighted_actions=4",
+               "prior.guide_decoded=1.0", "prior.guide_decoded_share=0.5"],
+    "guided, from pixels, encoder and critic": [
+        "prior.guide=(16,)", "prior.guide_decoded=1.0", "env.obs=pixels", "env.cameras=camera", "env.image_size=16",
+        "encoder.image_width=16", "spo.freeze_encoder=false", "spo.critic=true", "spo.critic_warmup_steps=2",
+    ],
 }  # fmt: skip
 
 
@@ -150,7 +155,7 @@ VARIANTS = {
 def test_variants_of_the_cascade(tmp_path, run_environment, variant):
     # The other stages as in the finished run: its compiled programs are worth more than fewer steps.
     short = ["rsft.steps=2", "spo.iterations=1", "report.videos=0", *VARIANTS[variant]]
-    cascade.finish(tmp_path, run_environment, *short, *(["imitation.steps=4"] if variant == "pixels" else []))
+    cascade.finish(tmp_path, run_environment, *short, *(["imitation.steps=4"] if "pixels" in variant else []))
     results = results_of(tmp_path)
     skipped = {"no R-SFT": {"rsft"}, "no SPO": {"spo"}}.get(variant, set())
     assert set(results) == {"config_hash", "imitation", "rsft", "spo"} - skipped
