@@ -262,7 +262,7 @@ class QuestPolicy:
         """The likelihood of `skill` `[B, K]` (Eq. 2 and Eq. 6) for encoder and prior.
 
         The encoder's running statistics, where it has them, move with the batch. With a guide, and where there is
-        `chunk` `[B, T, A]` to regress, in the stage imitation: the mean absolute error of that instead.
+        `chunk` `[B, T, A]` to regress, in the stage imitation: the guide's error instead.
         """
         observation = _without_targets(batch)
         keys = jax.random.split(key, 3)
