@@ -1,0 +1,85 @@
+"""A served policy without JAX: what it answers says what it was asked."""
+
+import threading
+import time
+
+import numpy as np
+
+from cso_jax.runtime.manifest import Action, Entry, Limits, Manifest, Task
+
+
+def manifest(*, history: int = 1, tasks: int = 2, chunk_length: int = 16, horizon: int = 8, **changed) -> Manifest:
+    """A small arm: one camera, six joints and a gripper."""
+    fields = {
+        "name": "arm",
+        "policy": "quest",
+        "stage": "spo",
+        "history": history,
+        "observation": (
+            Entry("camera", "image", (8, 10, 3), "uint8"),
+            Entry("joints", "lowdim", (7,), "float32"),
+        ),
+        "action": Action(
+            dim=7,
+            chunk_length=chunk_length,
+            execution_horizon=horizon,
+            names=(*(f"joint{i}" for i in range(6)), "gripper"),
+            low=(-3.0,) * 6 + (0.0,),
+            high=(3.0,) * 6 + (0.08,),
+            units="rad, gripper m",
+            rate_hz=50.0,
+        ),
+        "sampling": {"temperature": 1.0, "top_k": 5},
+        "tasks": tuple(Task(f"task{i}", f"do thing {i}") for i in range(tasks)),
+        "limits": Limits(
+            joints=tuple(f"joint{i}" for i in range(6)),
+            position_low=(-2.0,) * 6,
+            position_high=(2.0,) * 6,
+            velocity=(5.0,) * 6,
+            max_step=(0.1,) * 6,
+        ),
+        "provenance": {"step": 3, "success": [7, 10]},
+        "files": {"weights.npz": "0" * 64},
+    }
+    return Manifest(**{**fields, **changed})
+
+
+class FakePolicy:
+    """Answers `[B, T, A]`: joint 0 is the step in the chunk, 1 the task, 2 the decision, 3 the first joint seen."""
+
+    def __init__(self, of: Manifest | None = None, batch_sizes=(1, 4), latency_s: float = 0.0) -> None:
+        self.manifest = of or manifest()
+        self.batch_sizes = batch_sizes
+        self.latency_s = latency_s
+        self.warm = False
+        self.calls: list[dict] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.running = threading.Semaphore(0)
+        self.error: Exception | None = None
+
+    def warm_up(self) -> None:
+        self.warm = True
+
+    def act(self, observation, task, episode_keys, decision_index):
+        self.calls.append({"observation": observation, "task": task, "keys": episode_keys, "index": decision_index})
+        self.running.release()
+        self.gate.wait(10)
+        time.sleep(self.latency_s)
+        if self.error:
+            raise self.error
+        action = self.manifest.action
+        chunk = np.zeros((len(task), action.chunk_length, action.dim), np.float32)
+        chunk[..., 0] = np.arange(action.chunk_length)
+        chunk[..., 1] = task[:, None]
+        chunk[..., 2] = decision_index[:, None]
+        joints = observation["joints"]
+        chunk[..., 3] = (joints[:, -1, 0] if joints.ndim == 3 else joints[:, 0])[:, None]
+        return chunk
+
+
+def observation(first: float = 0.0) -> dict[str, np.ndarray]:
+    """One observation that the manifest accepts."""
+    joints = np.zeros(7, np.float32)
+    joints[0] = first
+    return {"camera": np.zeros((8, 10, 3), np.uint8), "joints": joints}
