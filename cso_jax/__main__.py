@@ -2,10 +2,11 @@
 
     cso-jax train --config=configs/quickstart.py [--workdir=DIR] [--config.key=value ...]
     cso-jax evaluate --workdir=DIR [--stage=STAGE] [--episodes=N]
+    cso-jax export WORKDIR OUT [--stage=STAGE] ...
     cso-jax data info|download|language ...
     cso-jax import-quest FILE.pth OUT --task-embeddings=FILE ...
 
-COMMAND --help says more. They are python -m cso_jax.main, .evaluate, .data and .import_quest.
+COMMAND --help says more. They are python -m cso_jax.main, .evaluate, .export, .data and .import_quest.
 """
 
 import importlib
@@ -17,6 +18,7 @@ from cso_jax.cli import fail, run_command
 COMMANDS = {
     "train": "cso_jax.main",
     "evaluate": "cso_jax.evaluate",
+    "export": "cso_jax.export",
     "data": "cso_jax.data.__main__",
     "import-quest": "cso_jax.import_quest",
 }

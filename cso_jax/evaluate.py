@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         workdir, stage, episodes = _parse(arguments)
-        config = _config_of(workdir)
+        config = config_of(workdir)
     except configs.ConfigError as error:
         return fail(error)
     return supervised(config, workdir, lambda stop: _evaluate(config, workdir, stage, episodes, stop))
@@ -54,7 +54,7 @@ def _parse(arguments: list[str]) -> tuple[Path, str, int]:
     return workdir, stage, int(episodes)
 
 
-def _config_of(workdir: Path) -> ConfigDict:
+def config_of(workdir: Path) -> ConfigDict:
     """The config that the run was made with. Raises ConfigError where it cannot be read."""
     stored = workdir / "config.json"
     try:

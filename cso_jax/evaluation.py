@@ -5,8 +5,6 @@ A step of the cascade acts as it was trained: same temperature, same top-k. Succ
 horizon. What is evaluated beside the steps: `stages/table.py`.
 """
 
-import importlib.metadata
-
 from cso_jax import envs, telemetry
 from cso_jax.envs.protocol import require_eval
 from cso_jax.files import append_jsonl, read_jsonl
@@ -16,8 +14,7 @@ from cso_jax.rollout.episodes import ActFn, EpisodeRecord, EpisodeRequest
 from cso_jax.run import Run
 from cso_jax.stages import table
 from cso_jax.statistics import wilson
-
-_VERSIONED = ("cso_jax", "jax", "mujoco", "metaworld", "robosuite", "hf-libero")
+from cso_jax.versions import versions
 
 
 def run_evaluation(run: Run, name: str, *, episodes_per_task: int | None = None, rows_file: str = ROWS):
@@ -96,14 +93,3 @@ def _row(run: Run, name: str, record: EpisodeRecord) -> dict:
         "success": bool(record.success),
         "steps": record.steps,
     }
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides a rollout; packages that are not installed are left out."""
-    found = {}
-    for name in _VERSIONED:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

@@ -15,7 +15,7 @@ def test_help_names_every_command(capsys, arguments):
 def test_an_unknown_command_is_one_line(capsys):
     assert commands.main(["trian"]) == 1
     assert capsys.readouterr().err == (
-        "error: no command 'trian'; there are train, evaluate, data, import-quest: cso-jax --help\n"
+        "error: no command 'trian'; there are train, evaluate, export, data, import-quest: cso-jax --help\n"
     )
 
 

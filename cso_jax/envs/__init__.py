@@ -9,7 +9,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-from cso_jax.envs.protocol import Benchmark, Environment, EnvSpec
+from cso_jax.envs.protocol import Benchmark, Environment, EnvSpec, RobotInterface
 
 BENCHMARKS = {
     "metaworld": "cso_jax.envs.metaworld.benchmark",
@@ -74,6 +74,11 @@ def evaluation_states(settings: Mapping[str, Any]) -> int | None:
 def spec(settings: Mapping[str, Any]) -> EnvSpec:
     """Observation and action shapes; builds no simulator."""
     return benchmark(settings["name"]).spec(settings)
+
+
+def robot_interface(settings: Mapping[str, Any]) -> RobotInterface:
+    """What actions mean and how images lie."""
+    return benchmark(settings["name"]).robot_interface(settings)
 
 
 def factory(settings: Mapping[str, Any]) -> Callable[[dict[str, Any], int], list[Environment]]:

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from cso_jax.envs.protocol import Environment, EnvSpec, InitState, Observation
+from cso_jax.envs.protocol import Environment, EnvSpec, InitState, Observation, RobotInterface
 from cso_jax.envs.slot import Slot
 from cso_jax.rules import at_least_one, one_of
 
@@ -118,6 +118,11 @@ def spec(settings: Mapping[str, Any]) -> EnvSpec:
     size = settings.get("image_size", DEFAULT_IMAGE_SIZE)
     images = {camera: (size, size, 3) for camera in _cameras(settings)}
     return EnvSpec(lowdim={"state": 4}, images=images, action_dim=ACTION_DIM)
+
+
+def robot_interface(settings: Mapping[str, Any]) -> RobotInterface:
+    """Moves of the point."""
+    return RobotInterface(("x", "y"), (-1.0, -1.0), (1.0, 1.0), f"move of the point, 1 is {SPEED}", None)
 
 
 def make_environments(settings: dict[str, Any], count: int) -> list[Environment]:

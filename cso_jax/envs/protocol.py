@@ -77,6 +77,38 @@ class EnvSpec:
     action_dim: int
 
 
+@dataclasses.dataclass(frozen=True)
+class JointLimits:
+    """What a robot's joints may do, a value per joint; they are the first actions, in this order.
+
+    Positions in rad, velocity in rad/s, `max_step` in rad per action.
+    """
+
+    joints: tuple[str, ...]
+    position_low: tuple[float, ...]
+    position_high: tuple[float, ...]
+    velocity: tuple[float, ...]
+    max_step: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class RobotInterface:
+    """What programs outside need to know of actions and images, beside their shapes (`EnvSpec`).
+
+    `names`, `low` and `high` have a value per dimension of an action, `units` says in a sentence what they mean,
+    `rate_hz` how many actions a second has. `orientation` of the images: "upright", or "flipped" (bottom row first).
+    `limits` where actions are joint positions.
+    """
+
+    names: tuple[str, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    units: str
+    rate_hz: float | None
+    orientation: str = "upright"
+    limits: JointLimits | None = None
+
+
 @dataclasses.dataclass
 class ChunkResult:
     """What one executed chunk gave: the observation after it (cameras rendered once, here), and how the episode stands.
@@ -154,6 +186,9 @@ class Benchmark(Protocol):
 
     def spec(self, settings: Mapping[str, Any]) -> EnvSpec:
         """Observation and action shapes; builds no simulator. Raises ValueError for impossible settings."""
+
+    def robot_interface(self, settings: Mapping[str, Any]) -> RobotInterface:
+        """What actions mean and how images lie, for an exported policy's manifest."""
 
     def renderer(self, settings: Mapping[str, Any]) -> str:
         """What draws the images of a run ("egl", "osmesa", ...), "none" where no image is drawn."""

@@ -2,7 +2,6 @@
 
 import json
 import math
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -123,24 +122,6 @@ def series_of(row: Row, name: str) -> tuple[list[int], list[float]]:
         if m["stage"] == "spo" and isinstance(m.get(name), int | float)
     ]
     return [step for step, _ in found], [value for _, value in found]
-
-
-def commit() -> str | None:
-    """The commit of the checkout that this file lies in, with "+changes" where it was edited; None outside of git."""
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=20
-            )
-        except (OSError, subprocess.TimeoutExpired):
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    head = git("rev-parse", "--short=12", "HEAD")
-    if not head:
-        return None
-    return head + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from cso_jax import config as configs
-from cso_jax import telemetry
+from cso_jax import telemetry, versions
 from cso_jax.cli import fail, run_command
 from cso_jax.files import rewrite_jsonl
 from cso_jax.stopping import EXIT_INTERRUPTED, EXIT_STOPPED, stop_on_signals
@@ -131,7 +131,7 @@ def execute(plans: Sequence[Plan], options: Options, run: Launch, description: s
     waiting = [one for one in plans if not one.done]
     if not waiting:
         return []
-    commit = results.commit()
+    commit = versions.commit()
     failures: list[str] = []
 
     def work(one: Plan) -> tuple[Plan, int, float]:

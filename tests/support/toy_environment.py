@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from cso_jax.envs.protocol import Environment, EnvSpec, InitState, Observation
+from cso_jax.envs.protocol import Environment, EnvSpec, InitState, Observation, RobotInterface
 from cso_jax.envs.slot import Slot
 from cso_jax.rules import at_least_one, one_of
 
@@ -49,6 +49,10 @@ def sentence(task: str) -> str:
 
 def spec(settings: Mapping[str, Any]) -> EnvSpec:
     return EnvSpec(lowdim={"state": 2}, images={}, action_dim=1)
+
+
+def robot_interface(settings: Mapping[str, Any]) -> RobotInterface:
+    return RobotInterface(names=("drive",), low=(-1.0,), high=(1.0,), units=f"1 is {STEP}", rate_hz=None)
 
 
 def renderer(settings: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from cso_jax.envs.libero.environment import LiberoSimulation, Observer, image_ke
 from cso_jax.envs.libero.files import STATES_PER_TASK, assets_folder, demonstration_start, language, task_sets
 from cso_jax.envs.libero.settings import Settings, problems
 from cso_jax.envs.libero.state import STATE_DIM
-from cso_jax.envs.protocol import Environment, EnvSpec
+from cso_jax.envs.protocol import Environment, EnvSpec, RobotInterface
 from cso_jax.envs.slot import Slot
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "problems",
     "renderer",
     "require_files",
+    "robot_interface",
     "sentence",
     "spec",
     "task_sets",
@@ -116,6 +117,18 @@ def spec(settings: Mapping[str, Any]) -> EnvSpec:
         return EnvSpec({**lowdim, "state": STATE_DIM}, {}, ACTION_DIM)
     size = (chosen.image_size, chosen.image_size, 3)
     return EnvSpec(lowdim, {image_key(camera): size for camera in chosen.cameras}, ACTION_DIM)
+
+
+def robot_interface(settings: Mapping[str, Any]) -> RobotInterface:
+    """robosuite's OSC_POSE and gripper at 20 Hz; images with the bottom row first, as in LIBERO's published data."""
+    return RobotInterface(
+        names=("x", "y", "z", "rotation_x", "rotation_y", "rotation_z", "gripper"),
+        low=(-1.0,) * ACTION_DIM,
+        high=(1.0,) * ACTION_DIM,
+        units="x, y, z: move of the hand, 1 is 5 cm; rotation: axis times angle, 1 is 0.5 rad; gripper: above 0 closes",
+        rate_hz=20.0,
+        orientation="flipped",
+    )
 
 
 def renderer(settings: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from cso_jax.envs.gl import configure_gl
 from cso_jax.envs.metaworld.environment import HAND_DIM, MetaWorldSimulation, Observer, process_pool
 from cso_jax.envs.metaworld.settings import MAX_HORIZON, Settings, problems
 from cso_jax.envs.metaworld.simulator import ACTION_DIM, STATE_DIM, task_sets
-from cso_jax.envs.protocol import Environment, EnvSpec
+from cso_jax.envs.protocol import Environment, EnvSpec, RobotInterface
 from cso_jax.envs.slot import Slot
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "problems",
     "renderer",
     "require_files",
+    "robot_interface",
     "sentence",
     "spec",
     "task_sets",
@@ -76,6 +77,17 @@ def spec(settings: Mapping[str, Any]) -> EnvSpec:
         return EnvSpec({"state": STATE_DIM}, {}, ACTION_DIM)
     size = (chosen.image_size, chosen.image_size, 3)
     return EnvSpec({"hand": HAND_DIM}, dict.fromkeys(chosen.cameras, size), ACTION_DIM)
+
+
+def robot_interface(settings: Mapping[str, Any]) -> RobotInterface:
+    """Moves of the hand's goal; MetaWorld makes five simulator steps of 2.5 ms per action."""
+    return RobotInterface(
+        names=("x", "y", "z", "gripper"),
+        low=(-1.0,) * ACTION_DIM,
+        high=(1.0,) * ACTION_DIM,
+        units="x, y, z: move of the hand's goal, 1 is 1 cm; gripper: force, above 0 closes",
+        rate_hz=80.0,
+    )
 
 
 def renderer(settings: Mapping[str, Any]) -> str:
