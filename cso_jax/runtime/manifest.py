@@ -205,9 +205,12 @@ class Manifest(_Checked):
         for index, task in enumerate(self.tasks):
             if text in (task.name, task.sentence):
                 return index
+        raise ValueError(f"no task {text[:100]!r}: send the name or the exact sentence of one of: {self.task_list()}")
+
+    def task_list(self) -> str:
+        """The tasks for an error's line: names and sentences, the first twenty."""
         known = "; ".join(f"{task.name} ({task.sentence!r})" for task in self.tasks[:20])
-        more = f"; and {len(self.tasks) - 20} more" if len(self.tasks) > 20 else ""
-        raise ValueError(f"no task {text[:100]!r}: send the name or the exact sentence of one of: {known}{more}")
+        return known + (f"; and {len(self.tasks) - 20} more" if len(self.tasks) > 20 else "")
 
 
 def _hints(cls: Any) -> dict[str, Any]:
