@@ -20,12 +20,10 @@ import cso_jax
 from cso_jax.runtime.batching import Batcher, Chunk
 from cso_jax.runtime.manifest import Manifest
 from cso_jax.runtime.metrics import ServerMetrics
-from cso_jax.runtime.requests import Reading, Refusal, Request, message_bytes, read_request
+from cso_jax.runtime.requests import PROTOCOL, PROTOCOL_VERSION, Reading, Refusal, Request, message_bytes, read_request
 from cso_jax.runtime.serving import Session
 from cso_jax.runtime.wire import Bounds, Form, WireError, pack, unpack
 
-PROTOCOL = "cso_jax.policy_server"
-PROTOCOL_VERSION = 1
 VLA_EVAL_PROTOCOL = 1
 _UNSENT = 8  # answers that a client has not read yet: more, and its requests are not read either
 

@@ -20,6 +20,10 @@ import numpy as np
 
 from cso_jax.runtime.manifest import Entry, Manifest
 
+PROTOCOL = "cso_jax.policy_server"
+PROTOCOL_VERSION = 1
+"""Of what this page describes: a server says both first, and a client compares them."""
+
 _NAME = re.compile(r"[\w.:-]{1,64}")
 _REFUSAL = re.compile(r"refused \((\w+)(?:, request ([\w.:-]{1,64}))?\): (.*)", re.DOTALL)
 _SPANS = 2.0  # how far beyond the action's range a gripper may read, in spans of that range: a scale is further off

@@ -156,7 +156,7 @@ def _quietly(frame: bytes) -> None:
             assert "\n" not in str(error)
 
 
-@settings(max_examples=3000, deadline=None, database=None, derandomize=True)
+@settings(max_examples=2000, deadline=None, database=None, derandomize=True)
 @given(_FRAMES, st.integers(0, 10**6), st.integers(0, 255))
 def test_any_frame_is_read_or_refused(frame, place, byte):
     _quietly(frame)
