@@ -156,7 +156,7 @@ def _quietly(frame: bytes) -> None:
             assert "\n" not in str(error)
 
 
-@settings(max_examples=2000, deadline=None, database=None, derandomize=True)
+@settings(max_examples=1000, deadline=None, database=None, derandomize=True)
 @given(_FRAMES, st.integers(0, 10**6), st.integers(0, 255))
 def test_any_frame_is_read_or_refused(frame, place, byte):
     _quietly(frame)
@@ -166,7 +166,7 @@ def test_any_frame_is_read_or_refused(frame, place, byte):
         _quietly(frame[:place])
 
 
-@settings(max_examples=500, deadline=None, database=None, derandomize=True)
+@settings(max_examples=200, deadline=None, database=None, derandomize=True)
 @given(st.dictionaries(st.text(max_size=8), _PLAIN, max_size=8))
 def test_what_is_packed_is_unpacked(tree):
     if {"__ndarray__", "__image__"} & tree.keys():
