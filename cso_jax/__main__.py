@@ -3,9 +3,10 @@
     cso-jax train --config=configs/quickstart.py [--workdir=DIR] [--config.key=value ...]
     cso-jax evaluate --workdir=DIR [--stage=STAGE] [--episodes=N]
     cso-jax data info|download|language ...
+    cso-jax serve ARTIFACT [--port=PORT] ...
     cso-jax import-quest FILE.pth OUT --task-embeddings=FILE ...
 
-COMMAND --help says more. They are python -m cso_jax.main, .evaluate, .data and .import_quest.
+COMMAND --help says more. They are python -m cso_jax.main, .evaluate, .data, .serve and .import_quest.
 """
 
 import importlib
@@ -18,6 +19,7 @@ COMMANDS = {
     "train": "cso_jax.main",
     "evaluate": "cso_jax.evaluate",
     "data": "cso_jax.data.__main__",
+    "serve": "cso_jax.serve",
     "import-quest": "cso_jax.import_quest",
 }
 

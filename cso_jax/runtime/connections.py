@@ -291,8 +291,9 @@ class VlaEvalConnection(Connection):
         async def reply(result: Chunk | Refusal) -> None:
             if isinstance(result, Refusal):
                 await self._refuse(result, seq)
-                return
-            if result.episode == self.session.episode:  # otherwise another episode has begun meanwhile
+            elif result.episode != self.session.episode:
+                await self._refuse(Refusal("superseded", "a new episode began while the policy computed"), seq)
+            else:
                 self._left = deque(result.actions[: self.hub.manifest.action.execution_horizon])
                 await self._act(seq, arrived)
 

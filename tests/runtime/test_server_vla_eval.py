@@ -79,6 +79,20 @@ def test_a_new_episode_drops_the_rest_of_the_chunk():
         assert (policy.calls[0]["keys"] != policy.calls[1]["keys"]).any()
 
 
+def test_an_answer_of_the_episode_before_is_not_executed():
+    policy = served.FakePolicy()
+    with _connected(policy) as client:
+        policy.gate.clear()
+        seq = client.send("observation", _observation())
+        assert policy.running.acquire(timeout=10)
+        client.send("episode_start", {})
+        later = client.send("observation", _observation())
+        policy.gate.set()
+        first, second = (unpack(client.socket.recv(10), "vla-eval") for _ in range(2))
+        assert (first["type"], first["seq"], first["payload"]["reason"]) == ("error", seq, "superseded")
+        assert (second["type"], second["seq"]) == ("action", later)
+
+
 @pytest.mark.parametrize(
     ("frame", "says"),
     [
