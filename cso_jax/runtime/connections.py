@@ -38,6 +38,7 @@ class Hub:
     reading: Reading
     draining: bool = False
     robots: dict[str, "Connection"] = dataclasses.field(default_factory=dict)
+    closing: set[asyncio.Task[None]] = dataclasses.field(default_factory=set)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Connection:
         self.session = Session(hub.manifest, seed)
         self.bounds = Bounds(bytes=message_bytes(hub.manifest))
         self._tasks: set[asyncio.Task[None]] = set()
+        self._ended = ""
 
     async def run(self) -> None:
         """Answer until the client goes, or the server closes the connection."""
@@ -68,7 +70,7 @@ class Connection:
         batcher.clients += 1
         self.hub.metrics.connections += 1
         try:
-            await self._claim()
+            self._claim()
             await self.greet()
             async for frame in self.socket:
                 await self.receive(frame)
@@ -86,6 +88,14 @@ class Connection:
                 task.cancel()  # and with it what waits: nobody is there to hear the answer
             if self.hub.robots.get(self.identity.robot) is self:
                 del self.hub.robots[self.identity.robot]
+
+    def end(self, why: str) -> None:
+        """Take no more requests, and close. In a task: a client that is gone takes seconds not to answer."""
+        self._ended = why
+        self.hub.batcher.withdraw(self, "robot_taken", why)
+        task = asyncio.get_running_loop().create_task(self.socket.close(1008, why[:120]))
+        self.hub.closing.add(task)
+        task.add_done_callback(self.hub.closing.discard)
 
     async def answered(self) -> None:
         """Wait until every answer is on its way."""
@@ -110,6 +120,8 @@ class Connection:
         """Let the session know what a checked request says. Raises Refusal, and then nothing has changed."""
         if self.hub.draining:
             raise Refusal("shutting_down", "the server stops: connect to another one", request.request_id)
+        if self._ended:
+            raise Refusal("robot_taken", self._ended, request.request_id)
         if request.task is None and self.session.task is None:
             raise Refusal("task", self.session.no_task(), request.request_id)
         changed = request.episode is not None and request.episode != self.session.episode
@@ -139,7 +151,7 @@ class Connection:
         """Count a refusal, by its reason."""
         self.hub.metrics.refusals[refusal.reason] += 1
 
-    async def _claim(self) -> None:
+    def _claim(self) -> None:
         """Be the one client of the robot. Raises Refusal."""
         name = self.identity.robot
         if not name:
@@ -149,8 +161,7 @@ class Connection:
             raise Refusal("robot_taken", reason)
         self.hub.robots[name] = self
         if other is not None:
-            self.hub.batcher.withdraw(other, "robot_taken", "another client has taken this robot over")
-            await other.socket.close(1008, f"another client has taken over robot {name}"[:120])
+            other.end(f"another client has taken over robot {name}")
 
 
 def robot_taken(hub: Hub, identity: Identity) -> str:

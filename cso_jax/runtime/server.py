@@ -80,7 +80,10 @@ class PolicyServer:
             pack(metadata(self._hub))
         except WireError as error:
             raise ValueError(f"the manifest cannot be sent to clients: {error}") from None
-        await asyncio.get_running_loop().run_in_executor(None, self.policy.warm_up)
+        try:
+            await asyncio.get_running_loop().run_in_executor(None, self.policy.warm_up)
+        except Exception as error:  # whatever a compiler or a device says
+            raise ValueError(f"the policy does not run here ({type(error).__name__}: {error})") from error
         batches = asyncio.create_task(batcher.run())
         try:
             async with serve(

@@ -347,6 +347,17 @@ def test_a_taken_port_is_an_os_error():
             pass
 
 
+def test_a_policy_that_does_not_run_is_one_line():
+    policy = served.FakePolicy()
+
+    def warm_up():
+        raise RuntimeError("no memory")
+
+    policy.warm_up = warm_up
+    with pytest.raises(ValueError, match=r"does not run here .RuntimeError: no memory"), running(policy):
+        pass
+
+
 @pytest.mark.parametrize("options", [{"dialect": "ros"}, {"token": "two words"}, {"token": "line\n"}])
 def test_options_that_cannot_be(options):
     with pytest.raises(ValueError, match="expected"):

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import served
 
+from cso_jax.runtime.requests import Reading, Refusal, read_request
 from cso_jax.runtime.wire import Bounds, WireError, pack, unpack
 
 FORMS = ("openpi", "vla-eval")
@@ -156,7 +158,7 @@ def _quietly(frame: bytes) -> None:
             assert "\n" not in str(error)
 
 
-@settings(max_examples=1000, deadline=None, database=None, derandomize=True)
+@settings(max_examples=300, deadline=None, database=None, derandomize=True)
 @given(_FRAMES, st.integers(0, 10**6), st.integers(0, 255))
 def test_any_frame_is_read_or_refused(frame, place, byte):
     _quietly(frame)
@@ -175,26 +177,42 @@ def test_what_is_packed_is_unpacked(tree):
         assert repr(unpack(pack(tree, form), form)) == repr(tree)
 
 
-@pytest.mark.slow
-def test_a_million_mutated_frames_in_bounded_memory():
+def _mutated(draw: random.Random, seeds: list[bytes]) -> bytes:
+    frame = bytearray(draw.choice(seeds))
+    for _ in range(draw.randrange(1, 6)):
+        what, place = draw.randrange(4), draw.randrange(len(frame))
+        if what == 0:
+            frame[place] = draw.randrange(256)
+        elif what == 1:
+            del frame[place : place + draw.randrange(1, 9)]
+        elif what == 2:
+            frame[place:place] = draw.randbytes(draw.randrange(1, 9))
+        else:
+            frame[place : place + 5] = bytes([draw.choice([0xC6, 0xDB, 0xDD, 0xDF])]) + b"\xff\xff\xff\xff"
+        frame = frame or bytearray(1)
+    return bytes(frame)
+
+
+@pytest.mark.parametrize("count", [5_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
+def test_mutated_frames_are_read_or_refused_in_bounded_memory(count):
     seeds = [pack({"a": array, "task": "go", "n": [1, 2.5, None]}, form) for array in ARRAYS for form in FORMS]
     seeds += [pack({"a": [{"b": [np.float32(1), np.int8(2)]}]})]
     draw = random.Random(0)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for _ in range(500_000):
-        frame = bytearray(draw.choice(seeds))
-        for _ in range(draw.randrange(1, 6)):
-            what, place = draw.randrange(4), draw.randrange(len(frame))
-            if what == 0:
-                frame[place] = draw.randrange(256)
-            elif what == 1:
-                del frame[place : place + draw.randrange(1, 9)]
-            elif what == 2:
-                frame[place:place] = draw.randbytes(draw.randrange(1, 9))
-            else:
-                frame[place : place + 5] = bytes([draw.choice([0xC6, 0xDB, 0xDD, 0xDF])]) + b"\xff\xff\xff\xff"
-            frame = frame or bytearray(1)
-        _quietly(bytes(frame))
-        _quietly(draw.randbytes(draw.randrange(40)))
+    for number in range(count):
+        _quietly(_mutated(draw, seeds) if number % 2 else draw.randbytes(draw.randrange(40)))
     grown_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown_kb < 100_000
+
+
+def test_mutated_requests_are_read_or_refused():
+    """The whole way of a request, decoded and checked against a manifest: a Refusal and nothing else."""
+    of = served.manifest(history=2)
+    request = served.observation() | {"prompt": "task0", "request_id": 3, "deadline_ms": 5.0, "reset": False}
+    seeds = [pack(request), pack({"images": {"camera": request["camera"]}, "joints": request["joints"], "episode": 1})]
+    draw = random.Random(1)
+    for number in range(5_000):
+        try:
+            read_request(unpack(_mutated(draw, seeds)), of, Reading(channels_first=number % 2 == 0))
+        except (WireError, Refusal) as error:
+            assert not isinstance(error, Refusal) or "\n" not in error.line()
