@@ -3,10 +3,11 @@
     cso-jax train --config=configs/quickstart.py [--workdir=DIR] [--config.key=value ...]
     cso-jax evaluate --workdir=DIR [--stage=STAGE] [--episodes=N]
     cso-jax export WORKDIR OUT [--stage=STAGE] ...
+    cso-jax serve ARTIFACT [--port=PORT] ...
     cso-jax data info|download|language ...
     cso-jax import-quest FILE.pth OUT --task-embeddings=FILE ...
 
-COMMAND --help says more. They are python -m cso_jax.main, .evaluate, .export, .data and .import_quest.
+COMMAND --help says more. They are python -m cso_jax.main, .evaluate, .export, .serve, .data and .import_quest.
 """
 
 import importlib
@@ -19,6 +20,7 @@ COMMANDS = {
     "train": "cso_jax.main",
     "evaluate": "cso_jax.evaluate",
     "export": "cso_jax.export",
+    "serve": "cso_jax.serve",
     "data": "cso_jax.data.__main__",
     "import-quest": "cso_jax.import_quest",
 }

@@ -15,7 +15,7 @@ def test_help_names_every_command(capsys, arguments):
 def test_an_unknown_command_is_one_line(capsys):
     assert commands.main(["trian"]) == 1
     assert capsys.readouterr().err == (
-        "error: no command 'trian'; there are train, evaluate, export, data, import-quest: cso-jax --help\n"
+        "error: no command 'trian'; there are train, evaluate, export, serve, data, import-quest: cso-jax --help\n"
     )
 
 
@@ -25,6 +25,7 @@ def test_an_unknown_command_is_one_line(capsys):
         (["train", "--config=nowhere.py"], 1, "no config file nowhere.py"),
         (["evaluate", "--workdir=nowhere"], 1, "nowhere is not the workdir of a run"),
         (["data", "infos"], 1, "no command 'infos'; there are info, download, language"),
+        (["serve"], 1, "usage: python -m cso_jax.serve ARTIFACT"),
         (["import-quest", "one"], 1, "usage: python -m cso_jax.import_quest FILE.pth OUT"),
         (["train", "--help"], 0, "--config=configs/quickstart.py"),
     ],

@@ -6,7 +6,6 @@ of the wrong type, an unknown key or a missing one is a ValueError of one line t
 """
 
 import dataclasses
-import functools
 import json
 import math
 import types
@@ -107,7 +106,8 @@ class Task(_Checked):
 class Limits(_Checked):
     """What a robot's joints may do, one value per joint, None where it is not limited.
 
-    Positions in rad, velocity in rad/s, `max_step` in rad per control step. Joints are the first actions in order.
+    Positions in rad, velocity in rad/s, `max_step` in rad per control step. A joint has the name of the action that
+    sets its position.
     """
 
     joints: tuple[str, ...]
@@ -159,9 +159,6 @@ class Manifest(_Checked):
             _require(not twice, f"manifest.{what}", "different names", f"{twice!r} twice")
         keys = sorted(self.sampling)
         _require(keys == ["temperature", "top_k"], "manifest.sampling", "the keys temperature and top_k", keys)
-        if self.limits is not None:
-            fits = len(self.limits.joints) <= self.action.dim
-            _require(fits, "limits.joints", f"at most action.dim {self.action.dim} names", len(self.limits.joints))
         try:
             json.dumps(self.provenance, allow_nan=False)
         except (TypeError, ValueError) as error:
@@ -208,12 +205,14 @@ class Manifest(_Checked):
         for index, task in enumerate(self.tasks):
             if text in (task.name, task.sentence):
                 return index
+        raise ValueError(f"no task {text[:100]!r}: send the name or the exact sentence of one of: {self.task_list()}")
+
+    def task_list(self) -> str:
+        """The tasks for an error's line: names and sentences, the first twenty."""
         known = "; ".join(f"{task.name} ({task.sentence!r})" for task in self.tasks[:20])
-        more = f"; and {len(self.tasks) - 20} more" if len(self.tasks) > 20 else ""
-        raise ValueError(f"no task {text[:100]!r}: send the name or the exact sentence of one of: {known}{more}")
+        return known + (f"; and {len(self.tasks) - 20} more" if len(self.tasks) > 20 else "")
 
 
-@functools.cache
 def _hints(cls: Any) -> dict[str, Any]:
     return {field.name: typing.get_type_hints(cls)[field.name] for field in dataclasses.fields(cls)}
 

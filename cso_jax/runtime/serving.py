@@ -73,6 +73,10 @@ class Session:
         """Choose the task by its name or exact sentence. Raises ValueError with the list of tasks."""
         self.task = self.manifest.task_index(text)
 
+    def no_task(self) -> str:
+        """Why there is no decision before a task is chosen, with the list of tasks."""
+        return f"expected a task, as `task` or `prompt`; one of: {self.manifest.task_list()}"
+
     def observe(self, observation: Observation) -> None:
         """Take in what the robot sees now: entries as in the manifest, or `[N, ...]` where it keeps the history."""
         entries = {entry.name: np.asarray(observation[entry.name]) for entry in self.manifest.observation}
@@ -89,7 +93,7 @@ class Session:
     def decide(self) -> Row:
         """The next decision from what was observed last. Raises ValueError where the task is not known."""
         if self.task is None:
-            self.set_task("")
+            raise ValueError(self.no_task())
         if not self._seen:
             raise ValueError("a decision needs an observation first: send one after each reset")
         stacked = {

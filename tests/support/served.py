@@ -83,3 +83,45 @@ def observation(first: float = 0.0) -> dict[str, np.ndarray]:
     joints = np.zeros(7, np.float32)
     joints[0] = first
     return {"camera": np.zeros((8, 10, 3), np.uint8), "joints": joints}
+
+
+class SimulatedClock:
+    """Time that passes where somebody waits, or works."""
+
+    def __init__(self) -> None:
+        self.time = 100.0
+
+    def now(self) -> float:
+        return self.time
+
+    def sleep_until(self, when: float) -> None:
+        self.time = max(self.time, when)
+
+
+class FakeRobot:
+    """Remembers what it was told; `clock` makes its observations."""
+
+    def __init__(self, clock=None, rate_hz: float = 50.0) -> None:
+        self.rate_hz = rate_hz
+        self.clock = clock or SimulatedClock()
+        self.began = self.clock.now()
+        self.commands: list[tuple[float, np.ndarray]] = []
+        self.holds: list[float] = []
+        self.stops = 0
+        self.age_s = 0.0
+        self.takes_s: list[float] = []
+
+    def observe(self):
+        made = self.clock.now() - self.age_s
+        if self.takes_s:
+            self.clock.sleep_until(self.clock.now() + self.takes_s.pop(0))
+        return observation(made - self.began), made
+
+    def command(self, action) -> None:
+        self.commands.append((self.clock.now() - self.began, np.array(action)))
+
+    def hold(self) -> None:
+        self.holds.append(self.clock.now() - self.began)
+
+    def stop(self) -> None:
+        self.stops += 1
