@@ -20,7 +20,7 @@ from cso_jax.policies.interface import Policy, Sampling, SkillPolicy, Variables
 from cso_jax.rollout.episodes import ActFn, EpisodeRecord, EpisodeRequest, Interrupted
 from cso_jax.rollout.runner import EpisodeRunner, make_runner
 
-_SEED_STRIDE = 10_000_000
+SEED_STRIDE = 10_000_000
 MAX_SEED = 100
 
 
@@ -82,7 +82,7 @@ class Run:
 
         Train indices are cut into ranges so that no two stages of a run, nor two seeds, learn from the same state.
         """
-        return TrainInit(task, self.config.seed * _SEED_STRIDE + self.state_ranges[stage] + number)
+        return TrainInit(task, self.config.seed * SEED_STRIDE + self.state_ranges[stage] + number)
 
     def eval_init(self, task: str, number: int) -> EvalInit:
         """The `number`-th held-out initial state of a task.
@@ -90,7 +90,7 @@ class Run:
         Seeds have states of their own, so that they pool, where the benchmark has more than it repeats
         (`envs.evaluation_states`).
         """
-        return EvalInit(task, self.config.seed * _SEED_STRIDE + number)
+        return EvalInit(task, self.config.seed * SEED_STRIDE + number)
 
     def checkpoints(self, stage: str) -> Checkpoints:
         return Checkpoints(self.workdir / "checkpoints" / stage)

@@ -1,0 +1,285 @@
+"""A benchmark's simulator as a robot: it asks a policy server over its socket and counts its successes.
+
+    python -m cso_jax.runtime.simulated_robot --config=configs/quickstart.py --server=ws://127.0.0.1:8000
+        [--episodes=20] [--realtime=true] [--blend=N] [--latency-ms=X] [--jitter-ms=X] [--drop=P] [--freeze=P]
+        [--seed=N] [--token-file=FILE] [--out=FILE.jsonl] [--config.env.key=value ...]
+
+Without --realtime the world waits for every answer, as in an evaluation: with the run's seed it starts from the same
+initial states as the run's own evaluation. With it the control loop of a real robot runs at the policy's rate by the
+clock, and the next chunk is asked for while the arm moves. --latency-ms and --jitter-ms delay each answer (the jitter
+is uniform on top), --drop loses that share of the answers, --freeze shows that share of the observations a camera
+image that is one decision old.
+"""
+
+import dataclasses
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from cso_jax import config as configs
+from cso_jax import envs, telemetry
+from cso_jax.cli import fail, run_command
+from cso_jax.envs.protocol import Environment, EvalInit, Observation, RobotInterface
+from cso_jax.files import append_jsonl, expanded
+from cso_jax.run import SEED_STRIDE
+from cso_jax.runtime.client import ClientError, PolicyClient
+from cso_jax.runtime.control import ControlError, ControlLoop, Report, Settings
+from cso_jax.statistics import wilson
+
+USAGE = (
+    "python -m cso_jax.runtime.simulated_robot --config=configs/X.py --server=ws://HOST:PORT [--episodes=N] "
+    "[--realtime=true] [--latency-ms=X] ...; --help says more"
+)
+_OPTIONS = (
+    "config", "server", "episodes", "realtime", "blend", "latency-ms", "jitter-ms", "drop", "freeze", "seed",
+    "token-file", "out",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Disturbance:
+    """Between robot and server: seconds of delay, shares of answers that are lost and of images that stand still."""
+
+    latency_s: float = 0.0
+    jitter_s: float = 0.0
+    drop: float = 0.0
+    freeze: float = 0.0
+
+
+class Link:
+    """The way to the server and back, with a disturbance. `infer` is what a control loop asks."""
+
+    def __init__(self, client: PolicyClient, disturbance: Disturbance, seed: int) -> None:
+        self.dropped = self.frozen = 0
+        self._client = client
+        self._disturbance = disturbance
+        self._random = np.random.default_rng(seed)
+        self._images = [entry.name for entry in client.manifest.observation if entry.kind == "image"]
+        self._last: dict[str, np.ndarray] = {}
+        self._task = ""
+
+    def begin(self, task: str) -> None:
+        """Another episode."""
+        self._client.reset()
+        self._task = task
+        self._last = {}
+
+    def infer(self, observation: Mapping[str, np.ndarray]) -> np.ndarray:
+        """A chunk `[T, A]`. Raises TimeoutError for a lost answer, and what the client raises."""
+        shown = dict(observation)
+        if self._last and self._random.random() < self._disturbance.freeze:
+            shown |= self._last
+            self.frozen += 1
+        self._last = {name: np.array(observation[name]) for name in self._images}
+        time.sleep(self._disturbance.latency_s + self._disturbance.jitter_s * self._random.random())
+        actions = self._client.infer(shown, task=self._task).actions
+        if self._random.random() < self._disturbance.drop:
+            self.dropped += 1
+            raise TimeoutError("the answer was lost (--drop)")
+        return actions
+
+
+class SimulatedArm:
+    """One episode of an environment as a robot driver: a command is one simulator step. See `runtime.robot.Robot`."""
+
+    def __init__(self, environment: Environment, init: EvalInit, interface: RobotInterface) -> None:
+        first = environment.reset(init)
+        self.success, self.steps = False, 0
+        self.over = threading.Event()
+        self._environment = environment
+        self._rate_hz = interface.rate_hz or 20.0
+        self._absolute = interface.limits is not None
+        self._seen: tuple[Observation, float] = (first.observation, time.monotonic())
+        self._last = np.zeros(len(interface.names), np.float32)
+
+    @property
+    def rate_hz(self) -> float:
+        return self._rate_hz
+
+    def observe(self) -> tuple[Observation, float]:
+        return self._seen
+
+    def command(self, action: np.ndarray) -> None:
+        """Execute `[A]` for one step."""
+        self.execute(action[None])
+
+    def execute(self, actions: np.ndarray) -> None:
+        """Execute `[n, A]`, unless the episode is over."""
+        if self.over.is_set():
+            return
+        self._last = np.asarray(actions[-1], np.float32)
+        result = self._environment.step_chunk(np.asarray(actions, np.float32))
+        self._seen = (result.observation, time.monotonic())
+        self.success |= result.success
+        self.steps += result.steps
+        if result.done:
+            self.over.set()
+
+    def hold(self) -> None:
+        """Stay: joint positions are commanded again; moves become none, with the gripper, last, as it was."""
+        stay = self._last if self._absolute else np.append(np.zeros(len(self._last) - 1, np.float32), self._last[-1])
+        self.command(stay)
+
+    def stop(self) -> None:
+        self.over.set()
+
+
+def in_lockstep(arm: SimulatedArm, link: Link, horizon: int) -> None:
+    """The world waits for each answer. Where one is lost the rest of the chunk before is executed, then it holds."""
+    chunk: np.ndarray = np.zeros((0, 0), np.float32)
+    while not arm.over.is_set():
+        try:
+            chunk = link.infer(arm.observe()[0])
+        except TimeoutError:
+            chunk = chunk[horizon:]
+        if len(chunk):
+            arm.execute(chunk[:horizon])
+        else:
+            arm.hold()
+
+
+def in_real_time(arm: SimulatedArm, link: Link, client: PolicyClient, settings: Settings) -> Report:
+    """The control loop of a real robot, by the clock."""
+    return ControlLoop(arm, client.manifest, link.infer, settings=settings).run(stop=arm.over)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if "--help" in arguments:
+        telemetry.show(__doc__ or "")
+        return 0
+    try:
+        options, config = _read(arguments)
+        client = PolicyClient(options["server"], None, token=_token(options), robot="simulated")
+        with client:
+            return _episodes(config, client, options)
+    except (configs.ConfigError, ClientError, ControlError) as error:
+        return fail(error)
+
+
+def _read(arguments: list[str]) -> tuple[dict[str, str], Any]:
+    options, overrides = configs.split_arguments(arguments)
+    unknown = sorted(options.keys() - set(_OPTIONS))
+    if unknown or not {"config", "server"} <= options.keys():
+        raise configs.ConfigError((f"no option --{unknown[0]}; " if unknown else "") + f"usage: {USAGE}")
+    for name in ("episodes", "seed", "blend"):
+        if not options.get(name, "0").isdecimal():
+            raise configs.ConfigError(f"--{name} is a whole number; got {options[name]!r}")
+    for name, high in (("latency-ms", 1e5), ("jitter-ms", 1e5), ("drop", 1.0), ("freeze", 1.0)):
+        try:
+            within = 0.0 <= float(options.get(name, 0)) <= high
+        except ValueError:
+            within = False
+        if not within:
+            raise configs.ConfigError(f"--{name} is a number from 0 to {high:g}; got {options[name]!r}")
+    if options.get("realtime", "false") not in ("true", "false"):
+        raise configs.ConfigError(f"--realtime is true or false; got {options['realtime']!r}")
+    return options, configs.load(options["config"], overrides)
+
+
+def _token(options: Mapping[str, str]) -> str:
+    path = options.get("token-file", "")
+    try:
+        return expanded(path).read_text("utf-8").strip() if path else ""
+    except OSError as error:
+        raise configs.ConfigError(f"--token-file={path} cannot be read: {error.strerror}") from None
+
+
+def _episodes(config: Any, client: PolicyClient, options: Mapping[str, str]) -> int:
+    settings = config.env.to_dict()
+    interface, manifest = envs.robot_interface(settings), client.manifest
+    _check(settings, manifest)
+    seed, realtime = int(options.get("seed", 0)), options.get("realtime") == "true"
+    disturbance = Disturbance(
+        float(options.get("latency-ms", 0)) / 1000, float(options.get("jitter-ms", 0)) / 1000,
+        float(options.get("drop", 0)), float(options.get("freeze", 0)),
+    )  # fmt: skip
+    link = Link(client, disturbance, seed)
+    inits = list(_inits(envs.task_names(settings), int(options.get("episodes", 20)), seed))
+    history = 1 if realtime else manifest.history  # the control loop keeps its own
+    (environment,) = envs.make_environments(settings | {"history": history}, 1)
+    rows: list[dict[str, Any]] = []
+    reports: list[Report] = []
+    bar: telemetry.Progress[None]
+    with telemetry.progress(len(inits), "robot", unit="episode") as bar:
+        for init in inits:
+            arm = SimulatedArm(environment, init, interface)
+            link.begin(init.task)
+            if realtime:
+                reports.append(in_real_time(arm, link, client, Settings(blend=int(options.get("blend", 0)))))
+            else:
+                in_lockstep(arm, link, manifest.action.execution_horizon)
+            rows.append(
+                {"stage": "robot", "task": init.task, "init": init.name, "seed": seed, "success": arm.success,
+                 "steps": arm.steps}
+            )  # fmt: skip
+            if options.get("out"):
+                append_jsonl(expanded(options["out"]), rows[-1:], sync=False)
+            bar.update()
+            bar.set_postfix({"success": sum(row["success"] for row in rows) / len(rows)})
+    environment.close()
+    _summary(rows, reports, link)
+    return 0
+
+
+def _check(settings: Mapping[str, Any], manifest: Any) -> None:
+    """Raises ConfigError where the served policy is not for this robot."""
+    spec = envs.spec(settings)
+    ours = {name: (size,) for name, size in spec.lowdim.items()} | dict(spec.images)
+    theirs = {entry.name: entry.shape for entry in manifest.observation}
+    if ours != theirs or spec.action_dim != manifest.action.dim:
+        raise configs.ConfigError(
+            f"the policy {manifest.name!r} reads {theirs} and commands {manifest.action.dim} numbers, this robot gives "
+            f"{ours} and takes {spec.action_dim}: serve a policy of this config"
+        )
+    known = {task.name for task in manifest.tasks}
+    strange = [task for task in envs.task_names(settings) if task not in known]
+    if strange:
+        raise configs.ConfigError(f"the policy {manifest.name!r} has no task {strange[0]!r}; it has {sorted(known)}")
+
+
+def _inits(tasks: tuple[str, ...], episodes: int, seed: int) -> Iterator[EvalInit]:
+    for number in range(episodes):
+        for task in tasks:
+            yield EvalInit(task, seed * SEED_STRIDE + number)
+
+
+def _summary(rows: list[dict[str, Any]], reports: list[Report], link: Link) -> None:
+    for task in dict.fromkeys(row["task"] for row in rows):
+        wins = [row["success"] for row in rows if row["task"] == task]
+        telemetry.show(f"{task:32s} {sum(wins)} of {len(wins)}")
+    wins = sum(row["success"] for row in rows)
+    low, high = wilson(wins, len(rows))
+    telemetry.show(
+        f"success {100 * wins / len(rows):.1f} %, 95 % interval {100 * low:.1f} to {100 * high:.1f}, n = {len(rows)}; "
+        f"{link.dropped} answers lost, {link.frozen} images frozen"
+    )
+    if reports:
+        telemetry.show(_control(reports))
+
+
+def _control(reports: list[Report]) -> str:
+    def total(name: str) -> int:
+        return sum(getattr(one, name) for one in reports)
+
+    def milliseconds(name: str) -> str:
+        """The median episode's median, and the worst episode's 99 %."""
+        middle = np.median([getattr(one, f"{name}_p50") for one in reports])
+        return (
+            f"p50 {1000 * middle:.2f} ms, worst p99 {1000 * max(getattr(one, f'{name}_p99') for one in reports):.2f} ms"
+        )
+
+    return (
+        f"control: {total('commands')} commands, {total('stalls')} periods without one, {total('skipped')} skipped; "
+        f"late {milliseconds('late')}; an answer takes {milliseconds('latency')}; {total('seams')} seams, the largest "
+        f"step {max(one.seam_largest for one in reports):.2f}"
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)
