@@ -6,6 +6,7 @@ robot.
 """
 
 import asyncio
+import base64
 import dataclasses
 import functools
 import hmac
@@ -167,8 +168,17 @@ class PolicyServer:
         if len(given) != 1:
             return False
         scheme, _, token = given[0].partition(" ")
+        if scheme.lower() == "basic":  # of an address ws://any:TOKEN@host: clients that cannot send headers have that
+            token = _password(token)
         same = hmac.compare_digest(token.strip().encode(), self.options.token.encode())  # in constant time
-        return scheme.lower() in ("api-key", "bearer") and same
+        return scheme.lower() in ("api-key", "bearer", "basic") and same
+
+
+def _password(encoded: str) -> str:
+    try:
+        return base64.b64decode(encoded.strip(), validate=True).decode().partition(":")[2]
+    except ValueError:
+        return ""
 
 
 def _identity(request: Request) -> Identity:

@@ -47,6 +47,7 @@ def _loop(latencies=(0.1,), *, of=None, length=16, emergency=lambda: False, **se
     clock = served.SimulatedClock()
     robot = served.FakeRobot(clock)
     planner = SimulatedPlanner(clock, latencies, length)
+    settings = {"watchdog_s": 60.0, **settings}  # of the machine's own clock: tests may be slow
     loop = ControlLoop(
         robot,
         of or served.manifest(chunk_length=length),
@@ -247,7 +248,7 @@ def test_the_whole_way_over_a_socket():
             client.manifest,
             lambda seen: client.infer(seen, task="task1").actions,
             position_of=lambda seen: np.zeros(7),
-            settings=Settings(blend=4),
+            settings=Settings(blend=4, watchdog_s=60.0),
         )
         report = loop.run(seconds=1)
     assert report.commands > 0 and report.failures == 0 and robot.stops == 0

@@ -10,6 +10,7 @@ import pytest
 from support import served
 from support.sockets import asked, openpi, raw, raw_array, received, running
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
 
 from cso_jax.runtime.manifest import Manifest
 from cso_jax.runtime.requests import Reading
@@ -190,9 +191,13 @@ def test_a_token_is_asked_for_and_pages_tell_what_they_may():
         for header in ("Api-Key secret", "Bearer secret", "bearer secret"):
             with openpi(server, Authorization=header) as socket:
                 assert asked(socket, _request())["decision_index"] == 0
+        with connect(f"ws://any:secret@127.0.0.1:{server.port}", compression=None) as socket:
+            socket.recv(10)
+        with pytest.raises(InvalidStatus), connect(f"ws://secret:any@127.0.0.1:{server.port}"):
+            pass
         status, text = _status(server, "/metrics", Authorization="Bearer secret")
         assert status == 200 and "cso_jax_requests_total 3" in text
-        assert 'cso_jax_refusals_total{reason="unauthorized"} 7' in text
+        assert 'cso_jax_refusals_total{reason="unauthorized"} 8' in text
         assert 'cso_jax_batches_total{rows="1",padded="1"} 3' in text
         assert 'cso_jax_request_seconds{quantile="0.99"}' in text
 
@@ -236,7 +241,9 @@ def test_a_program_that_comes_back_has_its_robot_again():
     with running(served.FakePolicy()) as server, openpi(server, X_Robot="left", X_Client="a") as lost:
         with openpi(server, X_Robot="left", X_Client="a") as again:
             assert asked(again, _request())["decision_index"] == 0
-        assert lost.close_code == 1008
+        with pytest.raises(ConnectionClosed) as closed:
+            lost.recv(10)
+        assert closed.value.rcvd.code == 1008
 
 
 def test_full_is_refused():
@@ -300,12 +307,24 @@ def test_an_answer_after_its_deadline_is_a_refusal():
     policy = served.FakePolicy()
     with running(policy) as server, openpi(server) as socket:
         policy.gate.clear()
-        socket.send(pack(_request(request_id=1, deadline_ms=1)))
+        threading.Timer(0.05, policy.gate.set).start()
+        assert asked(socket, _request(request_id=1, deadline_ms=1)).startswith("refused (deadline, request 1)")
+        assert asked(socket, _request(deadline_ms=60_000))["actions"].shape == (16, 7)
+
+
+def test_a_deadline_that_passes_while_waiting_costs_no_call():
+    policy = served.FakePolicy()
+    with running(policy) as server, openpi(server) as socket:
+        policy.gate.clear()
+        socket.send(pack(_request(request_id=1)))
         assert policy.running.acquire(timeout=10)
-        time.sleep(0.05)
+        socket.send(pack(_request(request_id=2, deadline_ms=1)))
+        _wait(lambda: server.server.metrics.requests == 2)
+        time.sleep(0.01)
         policy.gate.set()
-        assert received(socket).startswith("refused (deadline, request 1)")
-        assert asked(socket, _request(deadline_ms=10_000))["decision_index"] == 1
+        assert received(socket)["request_id"] == 1
+        assert received(socket).startswith("refused (deadline, request 2)")
+        assert len(policy.calls) == 1
 
 
 def test_a_client_that_goes_leaves_nothing_behind():
