@@ -17,7 +17,7 @@ from cso_jax.run import Run
 from cso_jax.stages import table
 from cso_jax.statistics import wilson
 
-_VERSIONED = ("cso_jax", "jax", "mujoco", "metaworld", "robosuite", "hf-libero")
+_VERSIONED = ("cso_jax", "jax", "mujoco", "metaworld", "robosuite", "hf-libero", "gym-aloha")
 
 
 def run_evaluation(run: Run, name: str, *, episodes_per_task: int | None = None, rows_file: str = ROWS):

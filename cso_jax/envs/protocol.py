@@ -84,6 +84,7 @@ class ChunkResult:
     `success` is latched over the episode; `done` is true from success or the horizon on. `steps` counts the simulator
     steps that this chunk really took (a chunk stops early when the episode ends). Times are seconds.
     `frames` holds one uint8 image `[H, W, 3]` every few steps when the reset asked for them, else it is empty.
+    `stages` says, for a task of several stages in order, which have been done in this episode; empty for others.
     """
 
     observation: Observation
@@ -93,6 +94,7 @@ class ChunkResult:
     physics_s: float
     render_s: float
     frames: list[np.ndarray] = dataclasses.field(default_factory=list)
+    stages: tuple[bool, ...] = ()
 
 
 class Environment(Protocol):
