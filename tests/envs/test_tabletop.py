@@ -2,16 +2,17 @@
 
 import numpy as np
 import pytest
-from support.tabletop import STATE, needs_arm
+from support.tabletop import BOTH_ARMS, STATE, needs_arm
 
 from cso_jax.envs import gl
 from cso_jax.envs.protocol import EvalInit, TrainInit
-from cso_jax.envs.tabletop import benchmark, robot
+from cso_jax.envs.tabletop import benchmark
+from cso_jax.envs.tabletop.robots import ROBOTS, VIPERX
 from cso_jax.envs.tabletop.simulator import Simulator
 from cso_jax.envs.tabletop.tasks import TASKS
 
 pytestmark = needs_arm
-HOME = robot.action_of(robot.HOME, 1.0).astype(np.float32)
+HOME = VIPERX.action_of(np.array(VIPERX.home), 1.0).astype(np.float32)
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def test_the_state_holds_the_poses_of_the_tasks_objects(slot):
 
 def test_proprioception_is_in_radians_and_a_share_of_the_opening(slot):
     seen = slot.reset(TrainInit("press-button", 0)).observation["proprio"]
-    np.testing.assert_allclose(seen, [*robot.HOME, 1.0], atol=2e-3)
+    np.testing.assert_allclose(seen, [*VIPERX.home, 1.0], atol=2e-3)
     closing = still(20)
     closing[:, 6] = -1.0
     assert slot.step_chunk(closing).observation["proprio"][6] < 0.05
@@ -73,24 +74,27 @@ def test_objects_begin_at_rest_where_they_were_placed(slot):
         assert not world.touched
 
 
-def test_no_command_moves_faster_or_farther_than_the_robot_may():
-    simulator = Simulator("press-button", 20)
+@pytest.mark.parametrize("name", BOTH_ARMS)
+def test_no_command_moves_faster_or_farther_than_the_robot_may(name):
+    simulator = Simulator("press-button", name, 20)
     simulator.reset(TrainInit("press-button", 0))
-    limits = benchmark.robot_limits(STATE)
+    limits = benchmark.robot_limits({**STATE, "robot": name})
     before = simulator.command()
     for action in (np.full(7, 50.0), -np.ones(7), *random_actions(10)):
         for _ in range(3):
             simulator.step(action)
             now = simulator.command()
             assert np.all(np.abs(now - before)[:6] <= np.array(limits["velocity_limit"][:6]) / 20 + 1e-9)
-            assert np.all(now[:6] >= robot.LOWER) and np.all(now[:6] <= robot.UPPER)
+            assert np.all(now[:6] >= ROBOTS[name].lower) and np.all(now[:6] <= ROBOTS[name].upper)
             before = now
 
 
-def test_the_arm_goes_where_it_is_told(slot):
+@pytest.mark.parametrize("name", BOTH_ARMS)
+def test_the_arm_goes_where_it_is_told(name):
+    slot = benchmark.make_environments({**STATE, "robot": name}, 1)[0]
     slot.reset(TrainInit("press-button", 0))
-    wanted = robot.HOME + np.array([0.2, -0.1, 0.1, 0.1, -0.2, 0.5])
-    result = slot.step_chunk(np.tile(robot.action_of(wanted, 0.5), (30, 1)))
+    wanted = ROBOTS[name].home + np.array([0.2, -0.1, 0.1, 0.1, -0.2, 0.5])
+    result = slot.step_chunk(np.tile(ROBOTS[name].action_of(wanted, 0.5), (30, 1)))
     np.testing.assert_allclose(result.observation["proprio"][:6], wanted, atol=0.01)
 
 

@@ -8,7 +8,8 @@ from support.tabletop import STATE, world
 
 from cso_jax import envs
 from cso_jax.envs.protocol import EvalInit, TrainInit
-from cso_jax.envs.tabletop import benchmark, robot, tasks
+from cso_jax.envs.tabletop import benchmark, tasks
+from cso_jax.envs.tabletop.robots import ROBOTS, VIPERX
 from cso_jax.envs.tabletop.tasks import RADII, TASKS, placements
 
 RED = (0.35, 0.0, 0.02)
@@ -116,21 +117,22 @@ def test_the_splits_share_no_placement():
 
 
 def test_actions_are_linear_between_the_limits_and_clipped_to_them():
-    np.testing.assert_allclose(robot.joints_of(-np.ones(7)), robot.LOWER)
-    np.testing.assert_allclose(robot.joints_of(np.zeros(7)), (robot.LOWER + robot.UPPER) / 2)
-    np.testing.assert_allclose(robot.joints_of(np.full(7, 9.0)), robot.UPPER)
-    assert [robot.opening_of(np.array([0, 0, 0, 0, 0, 0, value])) for value in (-5, -1, 0, 1)] == [0.0, 0.0, 0.5, 1.0]
+    np.testing.assert_allclose(VIPERX.joints_of(-np.ones(7)), VIPERX.lower)
+    np.testing.assert_allclose(VIPERX.joints_of(np.zeros(7)), np.add(VIPERX.lower, VIPERX.upper) / 2)
+    np.testing.assert_allclose(VIPERX.joints_of(np.full(7, 9.0)), VIPERX.upper)
+    assert [VIPERX.opening_of(np.array([0, 0, 0, 0, 0, 0, value])) for value in (-5, -1, 0, 1)] == [0.0, 0.0, 0.5, 1.0]
 
 
 def test_an_action_names_the_posture_that_it_was_made_from():
     joints = np.array([0.3, -0.2, 0.7, 0.1, 1.4, -1.1])
-    action = robot.action_of(joints, 0.25)
-    np.testing.assert_allclose(robot.joints_of(action), joints)
-    assert robot.opening_of(action) == pytest.approx(0.25)
+    action = VIPERX.action_of(joints, 0.25)
+    np.testing.assert_allclose(VIPERX.joints_of(action), joints)
+    assert VIPERX.opening_of(action) == pytest.approx(0.25)
 
 
-def test_the_limits_of_the_robot_are_plain_and_of_one_length():
-    limits = benchmark.robot_limits(STATE)
+@pytest.mark.parametrize("name", ROBOTS)
+def test_the_limits_of_the_robot_are_plain_and_of_one_length(name):
+    limits = benchmark.robot_limits({**STATE, "robot": name})
     assert limits["control_hz"] == 20
     lists = [value for value in limits.values() if isinstance(value, list)]
     assert len(lists) == 7 and {len(value) for value in lists} == {7}
@@ -147,6 +149,7 @@ def test_spec_of_state_and_pixels():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"robot": "viper"}, "robot must be one of viperx, piper, got 'viper'; did you mean viperx"),
         ({"obs": "depth"}, "obs must be"),
         ({"horizon": 0}, "horizon must be at least 1"),
         ({"control_hz": 30}, "control_hz must be one of 10, 20, 25, got 30"),
@@ -167,10 +170,11 @@ def test_unknown_tasks_name_those_there_are():
         envs.task_names({"name": "tabletop", "tasks": ("press-buton",)})
 
 
-def test_a_missing_package_is_one_line_with_the_command(monkeypatch):
+@pytest.mark.parametrize(("name", "package"), [("viperx", "gym-aloha 0.1.5"), ("piper", "piper_control 1.5.0")])
+def test_a_missing_package_is_one_line_with_the_command(monkeypatch, name, package):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match=r"pip install --no-deps -r requirements-tabletop.txt") as error:
-        envs.require_files(STATE)
-    assert "\n" not in str(error.value) and "gym-aloha 0.1.5" in str(error.value)
+        envs.require_files({**STATE, "robot": name})
+    assert "\n" not in str(error.value) and package in str(error.value)
     with pytest.raises(FileNotFoundError):
-        benchmark.make_environments(STATE, 1)
+        benchmark.make_environments({**STATE, "robot": name}, 1)

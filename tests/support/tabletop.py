@@ -10,10 +10,16 @@ from cso_jax.envs.tabletop.tasks import World
 
 STATE = {**benchmark.default_config()["env"], "obs": "state"}
 
-needs_arm = pytest.mark.skipif(
-    importlib.util.find_spec("gym_aloha") is None,
-    reason="gym-aloha is not installed: pip install --no-deps -r requirements-tabletop.txt",
-)
+
+def _needs(package: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(
+        importlib.util.find_spec(package) is None,
+        reason=f"{package} is not installed: pip install --no-deps -r requirements-tabletop.txt",
+    )
+
+
+needs_arm = _needs("gym_aloha")
+BOTH_ARMS = [pytest.param("viperx", marks=needs_arm), pytest.param("piper", marks=_needs("piper_control"))]
 
 
 def world(*, touched=(), pressed=0.0, speed=None, upright=None, **positions):

@@ -11,7 +11,7 @@ from cso_jax.envs.protocol import Environment, EnvSpec
 from cso_jax.envs.slot import Slot
 from cso_jax.envs.tabletop import package
 from cso_jax.envs.tabletop.environment import Observer, TabletopSimulation
-from cso_jax.envs.tabletop.robot import ACTION_DIM, PROPRIO_DIM, robot_limits
+from cso_jax.envs.tabletop.robots import ACTION_DIM, PROPRIO_DIM, robot_limits
 from cso_jax.envs.tabletop.settings import CAMERAS, Settings, problems
 from cso_jax.envs.tabletop.simulator import STATE_DIM
 from cso_jax.envs.tabletop.tasks import TASKS, task_named
@@ -46,6 +46,7 @@ def default_config() -> dict[str, Any]:
     env = {
         "name": "tabletop",
         "tasks": ("all",),
+        "robot": "viperx",  # or "piper"
         "obs": "pixels",  # or "state": no camera, no GL library
         "cameras": CAMERAS,
         "image_size": 128,
@@ -66,7 +67,7 @@ def needs_gl(settings: Mapping[str, Any]) -> bool:
 
 def require_files(settings: Mapping[str, Any]) -> None:
     """Raises FileNotFoundError, with the command to install it, if the arm's model is not there."""
-    package.arm_file()
+    package.arm_file(Settings.of(settings).robot)
 
 
 def task_sets() -> dict[str, tuple[str, ...]]:
@@ -99,7 +100,7 @@ def renderer(settings: Mapping[str, Any]) -> str:
 def make_environments(settings: Mapping[str, Any], count: int) -> list[Environment]:
     """`count` slots for this process. Raises FileNotFoundError if the arm's model is not there."""
     chosen = Settings.of(settings)
-    package.arm_file()
+    package.arm_file(chosen.robot)
     observer = Observer(chosen)
     return [
         Slot(

@@ -46,7 +46,8 @@ class Observer:
     def _draw(self, simulator: Simulator, camera: str, size: int) -> np.ndarray:
         largest = max(self._settings.image_size, self._settings.video_size)
         renderers = _process_renderers(largest, tuple(sorted(self._settings.render.items())))
-        return renderers.get(simulator.task, simulator.model).render(simulator.model, simulator.data, camera, size)
+        drawer = renderers.get(f"{self._settings.robot}/{simulator.task}", simulator.model)
+        return drawer.render(simulator.model, simulator.data, camera, size)
 
 
 class TabletopSimulation:
@@ -77,7 +78,7 @@ class TabletopSimulation:
     def begin(self, init: InitState) -> None:
         """Put `init` in. Raises ValueError for an unknown task."""
         if init.task not in self._simulators:
-            self._simulators[init.task] = Simulator(init.task, self._settings.control_hz)
+            self._simulators[init.task] = Simulator(init.task, self._settings.robot, self._settings.control_hz)
         self._current = self._simulators[init.task]
         self._current.reset(init)
 

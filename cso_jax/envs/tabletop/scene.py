@@ -1,17 +1,14 @@
-"""The scene of a task as MJCF: the ViperX of gym-aloha on a table, cameras, and objects made of primitives.
+"""The scene of a task as MJCF: an arm on a table, cameras, and objects made of primitives.
 
-The arm's links do not collide; its fingers have pads (boxes along the inner faces of their meshes) and the hand a box
-for its palm. What stands on something else meets it with boxes, since MuJoCo's box-box contact has up to eight points
-and the one of a cylinder has one: discs are only what they look like. Collision shapes are in group 3, not drawn.
+What stands on something else meets it with boxes, since MuJoCo's box-box contact has up to eight points and the one of
+a cylinder has one: discs are only what they look like. Collision shapes are in group 3, not drawn.
 """
 
 from collections.abc import Sequence
-from xml.etree import ElementTree
 
 import numpy as np
 
-from cso_jax.envs.tabletop import package
-from cso_jax.envs.tabletop.robot import FINGER_OPEN, FINGER_PUSH, JOINTS, LOWER, UPPER
+from cso_jax.envs.tabletop.arms import arm_parts
 from cso_jax.envs.tabletop.settings import PHYSICS_HZ
 
 CUBE = 0.02  # half of a side, m
@@ -22,30 +19,20 @@ BOTTLE_RADIUS, BOTTLE_CAP, BOTTLE_HEIGHT = 0.028, 0.024, 0.075
 BUTTON_BASE, BUTTON_BASE_HEIGHT, BUTTON_RADIUS = 0.04, 0.03, 0.022
 BUTTON_TRAVEL, BUTTON_HEIGHT = 0.01, 0.016  # the button stands out by its height, and goes down by its travel
 
-GRIP_SITE = "grip"
-FINGERTIP = 0.014
-"""How far the fingers reach beyond the grip site, m."""
-
-_ARM = "vx300s_left"
-_GAINS = {  # N m/rad, and the most that the motor gives, N m: the package's, stiffer at the wrist
-    "waist": (800, 150),
-    "shoulder": (1600, 300),
-    "elbow": (800, 100),
-    "forearm_roll": (200, 50),
-    "wrist_angle": (200, 50),
-    "wrist_rotate": (100, 50),
-}
-_FINGER_GAIN, _FINGER_FORCE = 2000, 25  # N/m, N
 _SOLID = 'condim="4" friction="1 0.005 0.0001" solref="0.01 1" group="3"'
 _SEEN_SOLID = _SOLID.replace('group="3"', 'group="0"')
 _SEEN = 'contype="0" conaffinity="0" mass="0"'
 
 
-def scene_xml(objects: Sequence[str]) -> str:
-    """MJCF of the table, the arm and the named objects, each a free body of its name. Raises FileNotFoundError."""
+def scene_xml(objects: Sequence[str], robot: str) -> str:
+    """MJCF of the table, the robot's arm and the named objects, each a free body of its name.
+
+    Raises FileNotFoundError without the arm's package.
+    """
+    arm = arm_parts(robot)
     return f"""
 <mujoco model="tabletop">
-  <compiler angle="radian" meshdir="{package.assets_folder()}"/>
+  <compiler angle="radian" meshdir="{arm.folder}"/>
   <option timestep="{1.0 / PHYSICS_HZ}" integrator="implicitfast" cone="elliptic" impratio="10" iterations="20"/>
   <size memory="4M"/>
   <visual>
@@ -55,7 +42,7 @@ def scene_xml(objects: Sequence[str]) -> str:
   </visual>
   <statistic extent="1.2" center="0.35 0 0.1"/>
   <asset>
-    {_meshes()}
+    {arm.meshes}
     <texture name="sky" type="skybox" builtin="flat" rgb1="0.78 0.81 0.84" width="8" height="8"/>
     <texture name="wood" type="2d" builtin="flat" rgb1="0.62 0.56 0.48" mark="random" markrgb="0.56 0.50 0.42"
              random="0.25" width="256" height="256"/>
@@ -67,73 +54,14 @@ def scene_xml(objects: Sequence[str]) -> str:
     <geom name="table" type="plane" size="2 2 0.1" condim="4" friction="1 0.005 0.0001" solref="0.01 1" group="3"/>
     <geom name="table_top" type="box" size="0.45 0.5 0.02" pos="0.27 0 -0.02" material="wood" {_SEEN}/>
     <geom name="floor" type="box" size="3 3 0.02" pos="0 0 -0.75" rgba="0.45 0.46 0.48 1" {_SEEN}/>
-    <camera name="front" pos="0.92 0 0.48" xyaxes="0 1 0 -0.5 0 0.866" fovy="44"/>
-    {_arm()}
+    <camera name="front" pos="0.92 0 0.48" xyaxes="0 1 0 -0.5 0 0.866" fovy="48"/>
+    {arm.body}
     {"".join(_OBJECTS[name]() for name in objects)}
   </worldbody>
   <actuator>
-    {_motors()}
+    {arm.motors}
   </actuator>
 </mujoco>"""
-
-
-def _meshes() -> str:
-    root = ElementTree.parse(package.assets_folder() / "vx300s_dependencies.xml").getroot()
-    return "".join(ElementTree.tostring(mesh, encoding="unicode") for mesh in root.iter("mesh"))
-
-
-def _arm() -> str:
-    """The package's arm, at the origin: its names without their prefix, no dry friction, links that do not collide."""
-    root = ElementTree.parse(package.arm_file()).getroot()
-    base = next(root.iter("body"))
-    base.set("pos", "0 0 0")
-    base.set("name", "base")
-    for body in base.iter("body"):
-        body.set("name", body.get("name", "").removeprefix(f"{_ARM}/"))
-        body.set("gravcomp", "1")  # what the integral term of the arm's servos does
-    for joint in base.iter("joint"):
-        joint.set("name", joint.get("name", "").removeprefix(f"{_ARM}/"))
-        # The package's dry friction (30 to 60 N m) stands for worm-like servos; it lets weak joints stick far off.
-        joint.set("frictionloss", "0")
-        joint.set("armature", "0.3" if joint.get("type") == "slide" else "0.1")
-        joint.set("damping", "5" if joint.get("type") == "slide" else "1")
-    for geom in base.iter("geom"):
-        for name in ("name", "condim", "solimp", "solref", "friction"):
-            geom.attrib.pop(name, None)
-        geom.attrib |= {"contype": "0", "conaffinity": "0", "group": "1", "rgba": "0.2 0.2 0.22 1"}
-        if "finger" in geom.get("mesh", ""):
-            geom.set("rgba", "0.5 0.52 0.55 1")
-    hand = next(body for body in base.iter("body") if body.get("name") == "gripper_link")
-    for child in [child for child in hand if child.tag in ("site", "camera") or child.get("name") == "camera_focus"]:
-        hand.remove(child)
-    for added in (
-        f'<site name="{GRIP_SITE}" pos="0.14 0 0" size="0.004" group="4"/>',
-        '<camera name="wrist" pos="0 0 0.1" xyaxes="0 -1 0 0.42 0 0.91" fovy="75"/>',
-        f'<geom name="palm" type="box" pos="0.048 0 0" size="0.028 0.075 0.03" {_SOLID}/>',
-    ):
-        hand.append(ElementTree.fromstring(added))
-    for side, sign in (("left", 1), ("right", -1)):
-        finger = next(body for body in base.iter("body") if body.get("name") == f"{side}_finger_link")
-        # Inner face where the mesh has it: 22.4 mm inside the finger's own origin.
-        pad = (f'<geom name="{side}_pad" type="box" pos="0.0553 {sign * -0.0184} 0" size="0.03 0.004 0.008" '
-               'condim="4" friction="1.5 0.02 0.0001" solref="0.01 1" group="3" mass="0"/>')  # fmt: skip
-        finger.append(ElementTree.fromstring(pad))
-    return ElementTree.tostring(base, encoding="unicode")
-
-
-def _motors() -> str:
-    """Position servos, critically damped; a finger's may command more than it can reach, to press."""
-    lines = [
-        f'<position name="{joint}" joint="{joint}" kp="{_GAINS[joint][0]}" dampratio="1" ctrlrange="{low} {high}" '
-        f'forcerange="-{_GAINS[joint][1]} {_GAINS[joint][1]}"/>'
-        for joint, low, high in zip(JOINTS, LOWER, UPPER, strict=True)
-    ]
-    for side, low, high in (("left", FINGER_PUSH, FINGER_OPEN), ("right", -FINGER_OPEN, -FINGER_PUSH)):
-        lines.append(
-            f'<position name="{side}_finger" joint="{side}_finger" kp="{_FINGER_GAIN}" dampratio="1" '
-            f'ctrlrange="{low} {high}" forcerange="-{_FINGER_FORCE} {_FINGER_FORCE}"/>'
-        )
-    return "".join(lines)
 
 
 def _body(name: str, parts: str) -> str:

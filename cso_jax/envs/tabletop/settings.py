@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from cso_jax.envs.tabletop.robots import ROBOTS
 from cso_jax.rules import at_least_one, one_of
 
 CAMERAS = ("front", "wrist")
@@ -21,6 +22,7 @@ _PLAIN = {"shadows": False, "reflections": False, "msaa": 0}
 class Settings:
     """Sizes in pixels, horizon and video_every in control steps."""
 
+    robot: str = "viperx"
     obs: str = "state"
     cameras: tuple[str, ...] = CAMERAS
     image_size: int = 128
@@ -52,7 +54,8 @@ class Settings:
 def problems(settings: Mapping[str, Any]) -> list[str]:
     """Everything wrong with the values, one line each."""
     chosen = Settings._read(settings)
-    found = one_of("env.obs", chosen.obs, ("pixels", "state"))
+    found = one_of("env.robot", chosen.robot, tuple(ROBOTS))
+    found += one_of("env.obs", chosen.obs, ("pixels", "state"))
     for name in ("image_size", "horizon", "video_size", "video_every", "history"):
         found += at_least_one(f"env.{name}", getattr(chosen, name))
     if chosen.control_hz not in RATES:

@@ -7,7 +7,9 @@ import numpy as np
 
 from cso_jax.envs.gl import load_mujoco
 from cso_jax.envs.protocol import InitState
-from cso_jax.envs.tabletop import robot, scene
+from cso_jax.envs.tabletop.arms import GRIP_SITE
+from cso_jax.envs.tabletop.robots import ROBOTS
+from cso_jax.envs.tabletop.scene import CUBE, scene_xml
 from cso_jax.envs.tabletop.settings import PHYSICS_HZ, RAMP
 from cso_jax.envs.tabletop.tasks import World, placements, task_named
 
@@ -18,29 +20,30 @@ _SETTLE_S = 0.1
 
 
 @functools.cache
-def model_of(task: str) -> Any:
+def model_of(task: str, robot: str) -> Any:
     """The compiled scene of a task, shared by all of this process. Raises FileNotFoundError without the arm's files."""
-    return load_mujoco().MjModel.from_xml_string(scene.scene_xml(task_named(task).objects))
+    return load_mujoco().MjModel.from_xml_string(scene_xml(task_named(task).objects, robot))
 
 
 class Simulator:
     """A task and the state that it is in. One control step is 1 / `control_hz` seconds."""
 
-    def __init__(self, task: str, control_hz: int) -> None:
-        """Raises ValueError for an unknown task, FileNotFoundError without the arm's files."""
+    def __init__(self, task: str, robot: str, control_hz: int) -> None:
+        """`robot` is a name of ROBOTS. Raises ValueError for an unknown task, FileNotFoundError without the arm."""
         self._mujoco = load_mujoco()
         self.task = task
         self.definition = task_named(task)
-        self.model = model_of(task)
+        self.robot = ROBOTS[robot]
+        self.model = model_of(task, robot)
         self.data = self._mujoco.MjData(self.model)
         self._substeps = PHYSICS_HZ // control_hz // RAMP
-        self._reach = robot.MAX_SPEED / control_hz
-        self._finger_reach = robot.FINGER_SPEED / control_hz
+        self._reach = np.array(self.robot.speed) / control_hz
+        self._finger_reach = self.robot.finger_speed / control_hz
         model = self.model
-        self.joint_addresses = np.array([model.jnt_qposadr[model.joint(name).id] for name in robot.JOINTS])
-        self._fingers = [int(model.jnt_qposadr[model.joint(f"{side}_finger").id]) for side in ("left", "right")]
+        self.joint_addresses = np.array([model.jnt_qposadr[model.joint(name).id] for name in self.robot.joints])
+        self._fingers = [int(model.jnt_qposadr[model.joint(name).id]) for name in self.robot.fingers]
         self._pads = {model.geom(f"{side}_pad").id for side in ("left", "right")}
-        self._site = model.site(scene.GRIP_SITE).id
+        self._site = model.site(GRIP_SITE).id
         self._bodies = {name: model.body(name).id for name in self.definition.objects}
         self._owner = self._owners()
         self._counts = [0] * len(self.definition.stages)
@@ -55,11 +58,12 @@ class Simulator:
         """Put `init` in: the arm at home, the objects in their places, at rest. The same bits every time."""
         data = self.data
         self._mujoco.mj_resetData(self.model, data)
-        data.qpos[self.joint_addresses] = robot.HOME
-        data.qpos[self._fingers] = robot.FINGER_OPEN, -robot.FINGER_OPEN
-        data.ctrl[:] = [*robot.HOME, robot.FINGER_OPEN, -robot.FINGER_OPEN]
+        fingers = np.array([1.0, self.robot.mirror]) * self.robot.open
+        data.qpos[self.joint_addresses] = self.robot.home
+        data.qpos[self._fingers] = fingers
+        data.ctrl[:] = [*self.robot.home, *fingers]
         for name, (spot, turn) in placements(init).items():
-            self.place(name, np.array([*spot, scene.CUBE if "cube" in name else 0.0]), turn)
+            self.place(name, np.array([*spot, CUBE if "cube" in name else 0.0]), turn)
         self._mujoco.mj_step(self.model, data, round(_SETTLE_S * PHYSICS_HZ))
         self._mujoco.mj_forward(self.model, data)
         self._counts = [0] * len(self._counts)
@@ -78,10 +82,10 @@ class Simulator:
         The commands move towards the action's, each as far as its speed allows, and reach the motors in equal parts.
         """
         before = self.data.ctrl.copy()
-        joints = before[:6] + np.clip(robot.joints_of(action) - before[:6], -self._reach, self._reach)
-        finger = robot.finger_command(robot.opening_of(action))
+        joints = before[:6] + np.clip(self.robot.joints_of(action) - before[:6], -self._reach, self._reach)
+        finger = self.robot.finger_command(self.robot.opening_of(action))
         finger = before[6] + np.clip(finger - before[6], -self._finger_reach, self._finger_reach)
-        after = np.array([*joints, finger, -finger])
+        after = np.array([*joints, finger, self.robot.mirror * finger])
         for part in range(1, RAMP + 1):
             self.data.ctrl[:] = before + (after - before) * (part / RAMP)
             self._mujoco.mj_step(self.model, self.data, self._substeps)
@@ -136,8 +140,8 @@ class Simulator:
 
     def opening(self) -> float:
         """Measured opening of the gripper in [0, 1]."""
-        left, right = self.data.qpos[self._fingers]
-        return robot.opening_measured(left, right)
+        first, second = self.data.qpos[self._fingers]
+        return self.robot.opening_measured(first, second)
 
     def command(self) -> np.ndarray:
         """The commands in force: six joints (rad) and a finger's position (m), `[7]`."""

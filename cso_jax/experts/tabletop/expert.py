@@ -8,6 +8,7 @@ import numpy as np
 
 from cso_jax.envs.protocol import Observation, TrainInit, require_train
 from cso_jax.envs.tabletop.environment import Observer, horizon_of
+from cso_jax.envs.tabletop.robots import ROBOTS
 from cso_jax.envs.tabletop.settings import Settings
 from cso_jax.envs.tabletop.simulator import Simulator, model_of
 from cso_jax.experts.protocol import Demonstration
@@ -33,10 +34,10 @@ def collect_demo(
     if noise < 0 or extra_steps < 0:
         raise ValueError(f"noise and extra_steps must not be negative, got {noise} and {extra_steps}")
     chosen = Settings.of(settings)
-    simulator = _simulator(init.task, chosen.control_hz)
+    simulator = _simulator(init.task, chosen.robot, chosen.control_hz)
     simulator.reset(init)
     generator = np.random.default_rng([seed, init.index, *init.task.encode()])
-    arm = Arm(simulator, _kinematics(init.task), Style.draw(generator), chosen.control_hz)
+    arm = Arm(simulator, _kinematics(init.task, chosen.robot), Style.draw(generator), chosen.control_hz)
     commands, observer = plan(arm, init.task), Observer(chosen)
     observations: list[Observation] = []
     actions: list[np.ndarray] = []
@@ -63,10 +64,10 @@ def collect_demo(
 
 
 @functools.cache
-def _simulator(task: str, control_hz: int) -> Simulator:
-    return Simulator(task, control_hz)
+def _simulator(task: str, robot: str, control_hz: int) -> Simulator:
+    return Simulator(task, robot, control_hz)
 
 
 @functools.cache
-def _kinematics(task: str) -> Kinematics:
-    return Kinematics(model_of(task))
+def _kinematics(task: str, robot: str) -> Kinematics:
+    return Kinematics(model_of(task, robot), ROBOTS[robot])

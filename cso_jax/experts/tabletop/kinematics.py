@@ -5,13 +5,15 @@ from typing import Any
 import numpy as np
 
 from cso_jax.envs.gl import load_mujoco
-from cso_jax.envs.tabletop.robot import JOINTS, LOWER, UPPER
-from cso_jax.envs.tabletop.scene import GRIP_SITE
+from cso_jax.envs.tabletop.arms import GRIP_SITE
+from cso_jax.envs.tabletop.robots import Robot
 
-_DAMPING = 0.01
+_DAMPING = 0.003
+_STILL = 1e-5  # rad per round: no better posture is near
 _ROUNDS = 40
 _METRES, _RADIANS = 1e-4, 1e-3  # near enough
 _LONGEST = 0.3  # rad per round
+_TURN_WEIGHT = 0.05  # m/rad: where both cannot be had, a hand that leans is better than one that is elsewhere
 
 
 def pointing_down(yaw: float) -> np.ndarray:
@@ -44,12 +46,13 @@ def rotation_of(vector: np.ndarray) -> np.ndarray:
 class Kinematics:
     """Poses of the grip site for joint angles, and back."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, robot: Robot) -> None:
         self._mujoco = load_mujoco()
         self._model = model
         self._data = self._mujoco.MjData(model)
-        self._addresses = np.array([model.jnt_qposadr[model.joint(name).id] for name in JOINTS])
-        self._columns = np.array([model.jnt_dofadr[model.joint(name).id] for name in JOINTS])
+        self._addresses = np.array([model.jnt_qposadr[model.joint(name).id] for name in robot.joints])
+        self._columns = np.array([model.jnt_dofadr[model.joint(name).id] for name in robot.joints])
+        self._lower, self._upper = np.array(robot.lower), np.array(robot.upper)
         self._site = model.site(GRIP_SITE).id
 
     def pose(self, joints: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -67,14 +70,28 @@ class Kinematics:
             shift, turn = position - here, rotation_vector(rotation @ facing.T)
             if np.linalg.norm(shift) < _METRES and np.linalg.norm(turn) < _RADIANS:
                 break
-            step = self._step(shift, turn)
-            joints = np.clip(joints + step * min(1.0, _LONGEST / np.abs(step).max()), LOWER, UPPER)
+            jacobian, error = self._weighted(shift, turn)
+            step = damped_step(jacobian, error)
+            # A joint at its limit cannot do its part: the others are asked to do without it.
+            stuck = ((joints <= self._lower) & (step < 0)) | ((joints >= self._upper) & (step > 0))
+            if stuck.any():
+                step = damped_step(np.where(stuck, 0.0, jacobian), error)
+            longest = float(np.abs(step).max())
+            if longest < _STILL:
+                break
+            joints = np.clip(joints + step * min(1.0, _LONGEST / longest), self._lower, self._upper)
         return joints
 
-    def _step(self, shift: np.ndarray, turn: np.ndarray) -> np.ndarray:
+    def _weighted(self, shift: np.ndarray, turn: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Jacobian `[6, 6]` and error `[6]` at the joints that were posed last, turns times their weight."""
         self._mujoco.mj_comPos(self._model, self._data)
         linear, angular = np.empty((3, self._model.nv)), np.empty((3, self._model.nv))
         self._mujoco.mj_jacSite(self._model, self._data, linear, angular, self._site)
-        jacobian = np.concatenate([linear[:, self._columns], angular[:, self._columns]])
-        damped = jacobian @ jacobian.T + _DAMPING**2 * np.eye(6)
-        return jacobian.T @ np.linalg.solve(damped, np.concatenate([shift, turn]))
+        jacobian = np.concatenate([linear[:, self._columns], _TURN_WEIGHT * angular[:, self._columns]])
+        return jacobian, np.concatenate([shift, _TURN_WEIGHT * turn])
+
+
+def damped_step(jacobian: np.ndarray, error: np.ndarray) -> np.ndarray:
+    """The step `[6]` of damped least squares towards no error, for a Jacobian `[6, 6]` and an error `[6]`."""
+    damped = jacobian @ jacobian.T + _DAMPING**2 * np.eye(len(jacobian))
+    return jacobian.T @ np.linalg.solve(damped, error)

@@ -10,7 +10,6 @@ from collections.abc import Generator
 
 import numpy as np
 
-from cso_jax.envs.tabletop import robot
 from cso_jax.envs.tabletop.simulator import Simulator
 from cso_jax.experts.tabletop.kinematics import Kinematics, pointing_down, rotation_of, rotation_vector
 
@@ -44,12 +43,12 @@ class Arm:
         self.style = style
         self._kinematics = kinematics
         self._hz = control_hz
-        self._joints = robot.HOME.copy()
+        self._joints = np.array(simulator.robot.home)
         self._opening = 1.0
 
     def action(self) -> np.ndarray:
         """The action `[7]` of the present command."""
-        return robot.action_of(self._joints, self._opening)
+        return self.simulator.robot.action_of(self._joints, self._opening)
 
     def move(self, position: np.ndarray, yaw: float, *, speed: float = 1.0) -> Motion:
         """Bring the grip site to `position` `[3]`, the fingers down and turned by `yaw`, on a straight line."""
@@ -69,6 +68,10 @@ class Arm:
         """Open or close to `opening` in [0, 1] where the hand is."""
         self._opening = opening
         yield from self.wait(_FINGERS_S)
+
+    def part(self, gap: float) -> Motion:
+        """Open or close until the pads are `gap` metres apart."""
+        yield from self.fingers(self.simulator.robot.opening_for(gap))
 
     def settle(self) -> Motion:
         """Let the arm arrive."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from cso_jax.envs.tabletop.robot import opening_for
+from cso_jax.envs.tabletop.arms import FINGERTIP
 from cso_jax.envs.tabletop.scene import (
     BOTTLE_HEIGHT,
     BOWL_FLOOR,
@@ -19,7 +19,6 @@ from cso_jax.envs.tabletop.scene import (
     BUTTON_HEIGHT,
     BUTTON_TRAVEL,
     CUBE,
-    FINGERTIP,
     PLATE_HEIGHT,
 )
 from cso_jax.envs.tabletop.tasks import bowl_on_plate, in_bowl
@@ -125,7 +124,7 @@ def _cube_onto(arm: Arm, cube: str, base: str, height: float) -> Motion:
         off = arm.grip() - arm.position_of(cube)
         yield from arm.move(target + off + up(0.002), yaw, speed=_SLOW)
         yield from arm.settle()
-        yield from arm.fingers(opening_for(_CUBE_GAP))
+        yield from arm.part(_CUBE_GAP)
         yield from arm.move(target + clear, yaw, speed=_SLOW)
         if np.linalg.norm(arm.position_of(cube) - target) < CUBE:
             return
@@ -139,7 +138,7 @@ def _cube_into_bowl(arm: Arm, cube: str) -> Motion:
         yield from arm.move(high, yaw)
         yield from arm.move(bowl + up(BOWL_FLOOR + CUBE + 0.022), yaw, speed=_SLOW)
         yield from arm.settle()
-        yield from arm.fingers(opening_for(0.052))
+        yield from arm.part(0.052)
         yield from arm.move(high, yaw)
         if in_bowl(arm.simulator.world(), cube):
             return
@@ -149,7 +148,7 @@ def _bowl_onto_plate(arm: Arm) -> Motion:
     spot, yaw = _rim(arm)
     clear = up(0.06 + arm.style.hover)
     yield from arm.move(spot + clear, yaw)
-    yield from arm.fingers(opening_for(_RIM_GAP))
+    yield from arm.part(_RIM_GAP)
     yield from arm.move(spot, yaw, speed=_SLOW)
     yield from arm.settle()
     yield from arm.fingers(0.0)
@@ -161,7 +160,7 @@ def _bowl_onto_plate(arm: Arm) -> Motion:
     yield from arm.move(target + up(0.05), yaw, speed=_SLOW)
     yield from arm.move(target + up(0.004), yaw, speed=_SLOW)
     yield from arm.settle()
-    yield from arm.fingers(opening_for(_RIM_GAP))
+    yield from arm.part(_RIM_GAP)
     yield from arm.move(target + clear, yaw)
 
 
