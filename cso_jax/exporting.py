@@ -97,6 +97,7 @@ def manifest_of(run: Run, agent: Agent, choice: Choice, size: int) -> Manifest:
             high=interface.high,
             units=interface.units,
             rate_hz=interface.rate_hz,
+            scaled=interface.scaled,
         ),
         sampling={"temperature": float(temperature), "top_k": float(top_k)},
         tasks=tuple(Task(task, envs.sentence(run.settings, task)) for task in run.tasks),

@@ -4,7 +4,7 @@ import importlib.metadata
 import subprocess
 from pathlib import Path
 
-_PACKAGES = ("cso_jax", "jax", "mujoco", "metaworld", "robosuite", "hf-libero")
+_PACKAGES = ("cso_jax", "jax", "mujoco", "metaworld", "robosuite", "hf-libero", "gym-aloha")
 
 
 def versions() -> dict[str, str]:

@@ -233,7 +233,9 @@ def test_a_problem_of_the_environment_is_one_of_the_config():
 
 def test_a_benchmark_without_experts_needs_no_scripted_demonstrations(monkeypatch):
     monkeypatch.delitem(experts.EXPERTS, "metaworld")
-    with pytest.raises(configs.ConfigError, match="scripted experts; there are some for libero, fake, not for metaw"):
+    with pytest.raises(
+        configs.ConfigError, match="scripted experts; there are some for libero, tabletop, fake, not for metaw"
+    ):
         configs.load(QUICKSTART)
 
 

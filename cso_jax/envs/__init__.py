@@ -14,6 +14,7 @@ from cso_jax.envs.protocol import Benchmark, Environment, EnvSpec, RobotInterfac
 BENCHMARKS = {
     "metaworld": "cso_jax.envs.metaworld.benchmark",
     "libero": "cso_jax.envs.libero.benchmark",
+    "tabletop": "cso_jax.envs.tabletop.benchmark",
     "fake": "cso_jax.envs.fake",
 }
 """The module of every benchmark, by its name in `config.env.name`."""

@@ -96,8 +96,9 @@ class RobotInterface:
     """What programs outside need to know of actions and images, beside their shapes (`EnvSpec`).
 
     `names`, `low` and `high` have a value per dimension of an action, `units` says in a sentence what they mean,
-    `rate_hz` how many actions a second has. `orientation` of the images: "upright", or "flipped" (bottom row first).
-    `limits` where actions are joint positions.
+    `rate_hz` how many actions a second has. `scaled`: an environment's action in [-1, 1] is `low` to `high` in these
+    units, linearly (else it is in them already). `orientation` of the images: "upright", or "flipped" (bottom row
+    first). `limits` where actions are joint positions.
     """
 
     names: tuple[str, ...]
@@ -105,6 +106,7 @@ class RobotInterface:
     high: tuple[float, ...]
     units: str
     rate_hz: float | None
+    scaled: bool = False
     orientation: str = "upright"
     limits: JointLimits | None = None
 
@@ -116,6 +118,7 @@ class ChunkResult:
     `success` is latched over the episode; `done` is true from success or the horizon on. `steps` counts the simulator
     steps that this chunk really took (a chunk stops early when the episode ends). Times are seconds.
     `frames` holds one uint8 image `[H, W, 3]` every few steps when the reset asked for them, else it is empty.
+    `stages` says, for a task of several stages in order, which have been done in this episode; empty for others.
     """
 
     observation: Observation
@@ -125,6 +128,7 @@ class ChunkResult:
     physics_s: float
     render_s: float
     frames: list[np.ndarray] = dataclasses.field(default_factory=list)
+    stages: tuple[bool, ...] = ()
 
 
 class Environment(Protocol):

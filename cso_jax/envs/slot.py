@@ -17,6 +17,8 @@ class SlotSimulation(Protocol):
     """One robot that can be put into any initial state of its benchmark, then stepped and looked at.
 
     Between `begin` and `end` it holds what the episode needs: a simulator from a pool, a place in a shared scene.
+    One whose tasks have stages may say in an attribute `stages` which have been done, for `ChunkResult`; it is read
+    after `end` too.
     """
 
     def horizon(self, task: str) -> int:
@@ -91,7 +93,7 @@ class Slot:
         frames = self._film() if record else []
         clock.drawn()
         self._running = True
-        return ChunkResult(self._observation(), False, False, 0, clock.physics_s, clock.render_s, frames)
+        return self._result(clock, frames, success=False, done=False, steps=0)
 
     def step_chunk(self, actions: np.ndarray) -> ChunkResult:
         """Execute `actions` `[E, A]`, clipped to [-1, 1], until they are used up, success, or the horizon.
@@ -124,12 +126,18 @@ class Slot:
         if done:
             self.close()
         taken = self._step - before
-        return ChunkResult(self._observation(), success, done, taken, clock.physics_s, clock.render_s, frames)
+        return self._result(clock, frames, success=success, done=done, steps=taken)
 
     def close(self) -> None:
         """End the episode under way, if any."""
         self._running = False
         self.simulation.end()
+
+    def _result(
+        self, clock: "_Clock", frames: list[np.ndarray], *, success: bool, done: bool, steps: int
+    ) -> ChunkResult:
+        stages = tuple(getattr(self.simulation, "stages", ()))
+        return ChunkResult(self._observation(), success, done, steps, clock.physics_s, clock.render_s, frames, stages)
 
     def _checked(self, actions: np.ndarray) -> np.ndarray:
         actions = np.asarray(actions, np.float32)

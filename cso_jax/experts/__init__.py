@@ -13,6 +13,7 @@ from cso_jax.experts.protocol import CollectDemo, Demonstration
 EXPERTS = {
     "metaworld": "cso_jax.experts.metaworld",
     "libero": "cso_jax.experts.libero.expert",
+    "tabletop": "cso_jax.experts.tabletop.expert",
     "fake": "cso_jax.experts.fake",
 }
 """The module of every benchmark's experts, by its name in `config.env.name`."""

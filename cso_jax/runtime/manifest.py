@@ -70,7 +70,8 @@ class Action(_Checked):
     """What a call of the policy answers: `chunk_length` actions of size `dim`, each within `low` and `high`.
 
     `execution_horizon` of them are meant to be executed before the next decision, the others bridge latency.
-    `rate_hz`: actions per second; None where only a simulator knows.
+    `rate_hz`: actions per second; None where only a simulator knows. `scaled`: the policy's own actions, in [-1, 1],
+    were stretched to `low` and `high` for the answer; else they are answered as they are.
     """
 
     dim: int
@@ -81,6 +82,7 @@ class Action(_Checked):
     high: tuple[float, ...]
     units: str
     rate_hz: float | None
+    scaled: bool = False
 
     def _check(self) -> None:
         _require(self.dim >= 1, "action.dim", "at least 1", self.dim)
@@ -248,6 +250,9 @@ def _scalar(value: Any, hint: type, where: str) -> str | int | float:
     if hint is str:
         _require(isinstance(value, str), where, "text", repr(value))
         return str(value)
+    if hint is bool:
+        _require(isinstance(value, bool), where, "true or false", repr(value))
+        return bool(value)
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if hint is int:
         _require(number and isinstance(value, int), where, "a whole number", repr(value))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import export
 
@@ -41,6 +42,7 @@ def make_act(policy: Any, like: Mapping[str, Any], manifest: Manifest) -> Act:
     from cso_jax.policies.interface import Sampling
 
     sampling = Sampling(manifest.sampling["temperature"], int(manifest.sampling["top_k"]))
+    low, high = (np.asarray(bound, np.float32) for bound in (manifest.action.low, manifest.action.high))
 
     def act(parameters, observation, task, episode_keys, decision_index):
         decision = policy.decide(
@@ -51,7 +53,9 @@ def make_act(policy: Any, like: Mapping[str, Any], manifest: Manifest) -> Act:
             sampling=sampling,
             execution_horizon=manifest.action.chunk_length,
         )
-        return decision.actions
+        if not manifest.action.scaled:
+            return decision.actions
+        return low + (jnp.clip(decision.actions, -1.0, 1.0) + 1) / 2 * (high - low)
 
     return act
 

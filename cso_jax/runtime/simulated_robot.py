@@ -40,6 +40,10 @@ _OPTIONS = (
 )  # fmt: skip
 
 
+PROPRIO = "proprio"
+"""The entry of a jointed arm's observation that its commands are compared with: joints in rad, opening."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Disturbance:
     """Between robot and server: seconds of delay, shares of answers that are lost and of images that stand still."""
@@ -92,9 +96,9 @@ class SimulatedArm:
         self.over = threading.Event()
         self._environment = environment
         self._rate_hz = interface.rate_hz or 20.0
-        self._absolute = interface.limits is not None
+        self._interface = interface
         self._seen: tuple[Observation, float] = (first.observation, time.monotonic())
-        self._last = np.zeros(len(interface.names), np.float32)
+        self._last = np.asarray(self.position(first.observation), np.float32)
 
     @property
     def rate_hz(self) -> float:
@@ -108,24 +112,40 @@ class SimulatedArm:
         self.execute(action[None])
 
     def execute(self, actions: np.ndarray) -> None:
-        """Execute `[n, A]`, unless the episode is over."""
+        """Execute `[n, A]`, in the units of the policy's manifest, unless the episode is over."""
         if self.over.is_set():
             return
         self._last = np.asarray(actions[-1], np.float32)
-        result = self._environment.step_chunk(np.asarray(actions, np.float32))
+        result = self._environment.step_chunk(environment_actions(actions, self._interface))
         self._seen = (result.observation, time.monotonic())
         self.success |= result.success
         self.steps += result.steps
         if result.done:
             self.over.set()
 
+    def position(self, seen: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The command that keeps it where it is: the measured joints and gripper, where it is a jointed arm."""
+        return np.asarray(seen[PROPRIO], np.float64) if self._interface.limits else np.zeros(len(self._last))
+
     def hold(self) -> None:
         """Stay: joint positions are commanded again; moves become none, with the gripper, last, as it was."""
-        stay = self._last if self._absolute else np.append(np.zeros(len(self._last) - 1, np.float32), self._last[-1])
+        stay = (
+            self._last
+            if self._interface.limits
+            else np.append(np.zeros(len(self._last) - 1, np.float32), self._last[-1])
+        )
         self.command(stay)
 
     def stop(self) -> None:
         self.over.set()
+
+
+def environment_actions(actions: np.ndarray, interface: RobotInterface) -> np.ndarray:
+    """Actions `[n, A]` in units as what an environment executes, float32: the inverse of what the export did."""
+    if not interface.scaled:
+        return np.asarray(actions, np.float32)
+    low, high = np.asarray(interface.low), np.asarray(interface.high)
+    return ((np.asarray(actions, np.float64) - low) / (high - low) * 2 - 1).astype(np.float32)
 
 
 def in_lockstep(arm: SimulatedArm, link: Link, horizon: int) -> None:
@@ -144,7 +164,8 @@ def in_lockstep(arm: SimulatedArm, link: Link, horizon: int) -> None:
 
 def in_real_time(arm: SimulatedArm, link: Link, client: PolicyClient, settings: Settings) -> Report:
     """The control loop of a real robot, by the clock."""
-    return ControlLoop(arm, client.manifest, link.infer, settings=settings).run(stop=arm.over)
+    loop = ControlLoop(arm, client.manifest, link.infer, position_of=arm.position, settings=settings)
+    return loop.run(stop=arm.over)
 
 
 def main(arguments: list[str] | None = None) -> int:

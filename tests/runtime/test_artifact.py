@@ -1,5 +1,6 @@
 """Export and load: the same actions bit for bit, and every damaged artifact refused by name."""
 
+import dataclasses
 import datetime
 import hashlib
 import json
@@ -18,6 +19,7 @@ from cso_jax.cascade import open_run
 from cso_jax.checkpoints import Checkpoints
 from cso_jax.files import append_jsonl
 from cso_jax.runtime import artifact, program
+from cso_jax.runtime.manifest import Action
 from cso_jax.stages import table
 
 FAKE = Path(__file__).parents[1] / "configs" / "fake.py"
@@ -54,6 +56,20 @@ def made(tmp_path_factory):
 def copy(made, tmp_path):
     """The artifact, to be damaged."""
     return Path(shutil.copytree(made[1], tmp_path / "copy"))
+
+
+def test_scaled_actions_are_answered_in_units(made):
+    manifest = artifact.read_manifest(made[1])
+    plain = dataclasses.asdict(manifest.action) | {"scaled": True, "low": (-2.0, 0.0), "high": (2.0, 0.1)}
+    scaled = dataclasses.replace(manifest, action=Action(**plain))
+    parameters = artifact.read_parameters(made[1], manifest)
+    config = (made[1] / "config.json").read_text()
+    given = rows(3)
+    own, answered = (
+        np.asarray(program.rebuilt_act(config, parameters, one)(parameters, *given)) for one in (manifest, scaled)
+    )
+    np.testing.assert_allclose(answered[..., 0], 2 * np.clip(own[..., 0], -1, 1), atol=1e-6)
+    np.testing.assert_allclose(answered[..., 1], 0.05 + 0.05 * np.clip(own[..., 1], -1, 1), atol=1e-6)
 
 
 def rows(count, seed=0):

@@ -8,6 +8,7 @@ import pytest
 from support.sockets import running
 
 from cso_jax.envs.fake import SPEED
+from cso_jax.envs.protocol import RobotInterface
 from cso_jax.runtime import simulated_robot
 from cso_jax.runtime.manifest import Action, Entry, Manifest, Task
 
@@ -81,3 +82,10 @@ def test_what_does_not_fit_is_one_line(capsys, policy, options, message):
         assert robot(server, *options) == 1
     said = capsys.readouterr().err.strip().splitlines()[-1]
     assert said.startswith("error: ") and message in said
+
+
+def test_an_arm_gets_back_what_the_export_made_of_its_actions():
+    interface = RobotInterface(("joint", "gripper"), (-0.5, 0.0), (1.5, 1.0), "rad, opening", 20.0, scaled=True)
+    own = np.array([[-1.0, 1.0], [0.5, 0.0]], np.float32)
+    physical = np.array([[-0.5, 1.0], [1.0, 0.5]])
+    np.testing.assert_allclose(simulated_robot.environment_actions(physical, interface), own, atol=1e-6)
