@@ -125,15 +125,13 @@ class SimulatedArm:
 
     def position(self, seen: Mapping[str, np.ndarray]) -> np.ndarray:
         """The command that keeps it where it is: the measured joints and gripper, where it is a jointed arm."""
-        return np.asarray(seen[PROPRIO], np.float64) if self._interface.limits else np.zeros(len(self._last))
+        return np.asarray(seen[PROPRIO], np.float64) if self._interface.limits else np.zeros(len(self._interface.names))
 
     def hold(self) -> None:
         """Stay: joint positions are commanded again; moves become none, with the gripper, last, as it was."""
-        stay = (
-            self._last
-            if self._interface.limits
-            else np.append(np.zeros(len(self._last) - 1, np.float32), self._last[-1])
-        )
+        stay = self._last.copy()
+        if not self._interface.limits:
+            stay[:-1] = 0.0
         self.command(stay)
 
     def stop(self) -> None:
