@@ -11,7 +11,7 @@ import math
 import types
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -25,7 +25,7 @@ RESERVED = frozenset(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Checked:
+class Checked:
     """A frozen dataclass that converts its fields to the types of their annotations, or raises ValueError."""
 
     def __post_init__(self) -> None:
@@ -37,9 +37,15 @@ class _Checked:
     def _check(self) -> None:
         """What the types cannot say."""
 
+    @classmethod
+    def of(cls, plain: Any) -> Self:
+        """Made of JSON types. Raises ValueError, one line that names the place."""
+        made: Self = _instance(plain, cls, cls.__name__.lower())
+        return made
+
 
 @dataclasses.dataclass(frozen=True)
-class Entry(_Checked):
+class Entry(Checked):
     """One entry of an observation: `shape` is without batch and history; images are uint8 `(H, W, 3)`, RGB.
 
     `orientation`: "upright", or how the policy was shown its images otherwise ("rotated_180", "flipped").
@@ -66,7 +72,7 @@ class Entry(_Checked):
 
 
 @dataclasses.dataclass(frozen=True)
-class Action(_Checked):
+class Action(Checked):
     """What a call of the policy answers: `chunk_length` actions of size `dim`, each within `low` and `high`.
 
     `execution_horizon` of them are meant to be executed before the next decision, the others bridge latency.
@@ -97,7 +103,7 @@ class Action(_Checked):
 
 
 @dataclasses.dataclass(frozen=True)
-class Task(_Checked):
+class Task(Checked):
     """A task that the policy was trained for; its index in `Manifest.tasks` is what the policy is called with."""
 
     name: str
@@ -105,7 +111,7 @@ class Task(_Checked):
 
 
 @dataclasses.dataclass(frozen=True)
-class Limits(_Checked):
+class Limits(Checked):
     """What a robot's joints may do, one value per joint, None where it is not limited.
 
     Positions in rad, velocity in rad/s, `max_step` in rad per control step. A joint has the name of the action that
@@ -133,7 +139,7 @@ class Limits(_Checked):
 
 
 @dataclasses.dataclass(frozen=True)
-class Manifest(_Checked):
+class Manifest(Checked):
     """All of it. `policy` and `stage` say what was exported, `history` how many observations N a decision sees.
 
     `sampling` has "temperature" (0: greedy) and "top_k" (0: all codes); `provenance` is any plain JSON (config, step,
@@ -199,8 +205,10 @@ class Manifest(_Checked):
             todo = "update cso_jax on this machine" if newer else "export the policy again"
             raise ValueError(f"manifest: expected version {VERSION}, found {version!r}; {todo}")
         rest = {key: value for key, value in plain.items() if key not in ("format", "version")}
-        made: Manifest = _converted(rest, cls, "manifest")
-        return made
+        try:
+            return cls.of(rest)
+        except ValueError as error:
+            raise ValueError(f"{error}; export the policy again") from None
 
     def task_index(self, text: str) -> int:
         """The index of the task with this name or exactly this sentence. Raises ValueError with the list."""
@@ -221,7 +229,7 @@ def _hints(cls: Any) -> dict[str, Any]:
 
 def _require(holds: bool, where: str, expected: str, found: Any) -> None:
     if not holds:
-        raise ValueError(f"{where}: expected {expected}, found {found}; export the policy again")
+        raise ValueError(f"{where}: expected {expected}, found {found}")
 
 
 def _converted(value: Any, hint: Any, where: str) -> Any:

@@ -143,7 +143,7 @@ class PolicyServer:
             return socket.respond(HTTPStatus.OK, "OK\n")
         if path == "/health":
             return _as(socket.respond(HTTPStatus.OK, '{"status": "ok"}\n'), "application/json")
-        if not self._allowed(request):
+        if not authorised(request, self.options.token):
             self.metrics.refusals["unauthorized"] += 1
             text = "refused (unauthorized): send the server's token as Authorization: Api-Key TOKEN, or Bearer TOKEN\n"
             response = socket.respond(HTTPStatus.UNAUTHORIZED, text)
@@ -161,17 +161,19 @@ class PolicyServer:
             return socket.respond(HTTPStatus.SERVICE_UNAVAILABLE, text)
         return None
 
-    def _allowed(self, request: Request) -> bool:
-        if not self.options.token:
-            return True
-        given = request.headers.get_all("Authorization")
-        if len(given) != 1:
-            return False
-        scheme, _, token = given[0].partition(" ")
-        if scheme.lower() == "basic":  # of an address ws://any:TOKEN@host: clients that cannot send headers have that
-            token = _password(token)
-        same = hmac.compare_digest(token.strip().encode(), self.options.token.encode())  # in constant time
-        return scheme.lower() in ("api-key", "bearer", "basic") and same
+
+def authorised(request: Request, token: str) -> bool:
+    """Whether a request has the token, or none is asked for ("")."""
+    if not token:
+        return True
+    given = request.headers.get_all("Authorization")
+    if len(given) != 1:
+        return False
+    scheme, _, found = given[0].partition(" ")
+    if scheme.lower() == "basic":  # of an address ws://any:TOKEN@host: clients that cannot send headers have that
+        found = _password(found)
+    same = hmac.compare_digest(found.strip().encode(), token.encode())  # in constant time
+    return scheme.lower() in ("api-key", "bearer", "basic") and same
 
 
 def _password(encoded: str) -> str:
