@@ -15,6 +15,7 @@ BENCHMARKS = {
     "metaworld": "cso_jax.envs.metaworld.benchmark",
     "libero": "cso_jax.envs.libero.benchmark",
     "tabletop": "cso_jax.envs.tabletop.benchmark",
+    "robot": "cso_jax.envs.robot",
     "fake": "cso_jax.envs.fake",
 }
 """The module of every benchmark, by its name in `config.env.name`."""
@@ -30,7 +31,7 @@ def task_names(settings: Mapping[str, Any]) -> tuple[str, ...]:
 
     Raises ValueError for a name that does not exist, with the nearest ones.
     """
-    sets = benchmark(settings["name"]).task_sets()
+    sets = benchmark(settings["name"]).task_sets(settings)
     every = sorted({task for tasks in sets.values() for task in tasks})
     chosen: list[str] = []
     for name in settings["tasks"]:
@@ -54,7 +55,7 @@ def problems(settings: Mapping[str, Any]) -> list[str]:
 
 def sentence(settings: Mapping[str, Any], task: str) -> str:
     """What the task asks for, in words."""
-    return benchmark(settings["name"]).sentence(task)
+    return benchmark(settings["name"]).sentence(settings, task)
 
 
 def needs_gl(settings: Mapping[str, Any]) -> bool:

@@ -51,7 +51,7 @@ class FatalFault(FakeFault):
     fatal = True
 
 
-def task_sets() -> dict[str, tuple[str, ...]]:
+def task_sets(settings: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     """Named sets of tasks."""
     return {"all": tuple(DIRECTIONS), "three": DEFAULT_TASKS}
 
@@ -103,7 +103,7 @@ def require_files(settings: Mapping[str, Any]) -> None:
     """There are none."""
 
 
-def sentence(task: str) -> str:
+def sentence(settings: Mapping[str, Any], task: str) -> str:
     """What the task asks for."""
     return f"go {task}"
 

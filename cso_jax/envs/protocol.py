@@ -182,10 +182,10 @@ class Benchmark(Protocol):
     def require_files(self, settings: Mapping[str, Any]) -> None:
         """Raise FileNotFoundError if files that no package brings are needed and not there."""
 
-    def task_sets(self) -> dict[str, tuple[str, ...]]:
+    def task_sets(self, settings: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
         """Named sets of tasks; every task is in one of them."""
 
-    def sentence(self, task: str) -> str:
+    def sentence(self, settings: Mapping[str, Any], task: str) -> str:
         """What the task asks for, in words."""
 
     def spec(self, settings: Mapping[str, Any]) -> EnvSpec:

@@ -89,8 +89,9 @@ class Operator:
         return (
             "<!doctype html><meta charset=utf-8><meta name=viewport content='width=device-width'>"
             f"<meta http-equiv=refresh content='2;url=/operator/{self.key}'><title>cso_jax robot</title>"
-            "<style>body{font:20px sans-serif;margin:2em}a{display:inline-block;min-width:6em;padding:.4em;border:1px solid}"
-            f"</style><h1>{html.escape(self.notice)}</h1>{buttons}"
+            "<style>body{font:20px sans-serif;margin:2em}"
+            "a{display:inline-block;min-width:6em;padding:.4em;border:1px solid}</style>"
+            f"<h1>{html.escape(self.notice)}</h1>{buttons}"
         )
 
     def _raise_if_aborted(self) -> None:

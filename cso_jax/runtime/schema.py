@@ -1,7 +1,7 @@
 """What a robot that training drives says about itself, as a file and as its first message. No JAX here.
 
-The protocol between a training computer (the client) and a robot's program (the server, `runtime.robot_server`): msgpack
-over a websocket, one client at a time, one answer per request.
+The protocol between a training computer (the client) and a robot's program (the server, `runtime.robot_server`):
+msgpack over a websocket, one client at a time, one answer per request.
 
     robot      {"protocol", "protocol_version", "schema"}            first, unasked
     training   {"reset": {"task", "split", "index"}, "record": bool}

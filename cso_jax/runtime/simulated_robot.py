@@ -3,15 +3,20 @@
     python -m cso_jax.runtime.simulated_robot --config=configs/quickstart.py --server=ws://127.0.0.1:8000
         [--episodes=20] [--realtime=true] [--blend=N] [--latency-ms=X] [--jitter-ms=X] [--drop=P] [--freeze=P]
         [--seed=N] [--token-file=FILE] [--out=FILE.jsonl] [--config.env.key=value ...]
+    python -m cso_jax.runtime.simulated_robot --config=configs/X.py --serve=9000 [--schema=FILE]
 
 Without --realtime the world waits for every answer, as in an evaluation: with the run's seed it starts from the same
 initial states as the run's own evaluation. With it the control loop of a real robot runs at the policy's rate by the
 clock, and the next chunk is asked for while the arm moves. --latency-ms and --jitter-ms delay each answer (the jitter
 is uniform on top), --drop loses that share of the answers, --freeze shows that share of the observations a camera
 image that is one decision old.
+
+With --serve it is the other way round: it waits for a training computer (`config.env.name = "robot"`), lays the scenes
+that it asks for, executes its actions, and says when a task is done. --schema=FILE writes what it says about itself.
 """
 
 import dataclasses
+import signal
 import sys
 import threading
 import time
@@ -24,10 +29,13 @@ from cso_jax import config as configs
 from cso_jax import envs, telemetry
 from cso_jax.cli import fail, run_command
 from cso_jax.envs.protocol import Environment, EvalInit, Observation, RobotInterface
-from cso_jax.files import append_jsonl, expanded
+from cso_jax.files import append_jsonl, atomic_write_text, expanded
 from cso_jax.run import SEED_STRIDE
 from cso_jax.runtime.client import ClientError, PolicyClient
 from cso_jax.runtime.control import ControlError, ControlLoop, Report, Settings
+from cso_jax.runtime.manifest import Entry, Limits, Task
+from cso_jax.runtime.robot_server import RobotServer
+from cso_jax.runtime.schema import Commands, Schema
 from cso_jax.statistics import wilson
 
 USAGE = (
@@ -36,7 +44,7 @@ USAGE = (
 )
 _OPTIONS = (
     "config", "server", "episodes", "realtime", "blend", "latency-ms", "jitter-ms", "drop", "freeze", "seed",
-    "token-file", "out",
+    "token-file", "out", "serve", "schema",
 )  # fmt: skip
 
 
@@ -174,6 +182,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     try:
         options, config = _read(arguments)
+        if "serve" in options:
+            return _serve(config, options)
         client = PolicyClient(options["server"], None, token=_token(options), robot="simulated")
         with client:
             return _episodes(config, client, options)
@@ -184,9 +194,9 @@ def main(arguments: list[str] | None = None) -> int:
 def _read(arguments: list[str]) -> tuple[dict[str, str], Any]:
     options, overrides = configs.split_arguments(arguments)
     unknown = sorted(options.keys() - set(_OPTIONS))
-    if unknown or not {"config", "server"} <= options.keys():
+    if unknown or "config" not in options or ("server" in options) == ("serve" in options):
         raise configs.ConfigError((f"no option --{unknown[0]}; " if unknown else "") + f"usage: {USAGE}")
-    for name in ("episodes", "seed", "blend"):
+    for name in ("episodes", "seed", "blend", "serve"):
         if not options.get(name, "0").isdecimal():
             raise configs.ConfigError(f"--{name} is a whole number; got {options[name]!r}")
     for name, high in (("latency-ms", 1e5), ("jitter-ms", 1e5), ("drop", 1.0), ("freeze", 1.0)):
@@ -207,6 +217,51 @@ def _token(options: Mapping[str, str]) -> str:
         return expanded(path).read_text("utf-8").strip() if path else ""
     except OSError as error:
         raise configs.ConfigError(f"--token-file={path} cannot be read: {error.strerror}") from None
+
+
+def schema_of(settings: Mapping[str, Any]) -> Schema:
+    """What a benchmark's simulator says about itself as a robot; an action that is not scaled is its own unit."""
+    spec, interface = envs.spec(settings), envs.robot_interface(settings)
+    size = spec.action_dim
+    return Schema(
+        name=f"simulated {settings['name']}",
+        observation=(
+            *(Entry(name, "lowdim", (length,), "float32") for name, length in spec.lowdim.items()),
+            *(Entry(name, "image", shape, "uint8", interface.orientation) for name, shape in spec.images.items()),
+        ),
+        commands=Commands(
+            names=interface.names,
+            low=interface.low if interface.scaled else (-1.0,) * size,
+            high=interface.high if interface.scaled else (1.0,) * size,
+            units=interface.units,
+            rate_hz=interface.rate_hz or 20.0,
+        ),
+        tasks=tuple(Task(task, envs.sentence(settings, task)) for task in envs.task_names(settings)),
+        limits=None if interface.limits is None else Limits(**vars(interface.limits)),
+        reproducible=True,
+    )
+
+
+def _serve(config: Any, options: Mapping[str, str]) -> int:
+    """Until Ctrl-C or SIGTERM."""
+    settings = config.env.to_dict()
+    schema = schema_of(settings)
+    if "schema" in options:
+        atomic_write_text(expanded(options["schema"]), schema.to_json())
+    envs.require_files(settings)
+    (environment,) = envs.make_environments(settings, 1)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        with RobotServer(schema, environment, port=int(options["serve"]), token=_token(options)) as server:
+            telemetry.log(f"{schema.name} waits at ws://127.0.0.1:{server.port}")
+            stop.wait()
+    except OSError as error:
+        raise configs.ConfigError(
+            f"--serve={options['serve']}: {error.strerror or error}; choose another port"
+        ) from None
+    return 0
 
 
 def _episodes(config: Any, client: PolicyClient, options: Mapping[str, str]) -> int:

@@ -11,6 +11,7 @@ from cso_jax import envs, experts, policies, rules, telemetry
 from cso_jax.data import store
 from cso_jax.data.libero import official
 from cso_jax.experts.protocol import CollectDemo, Demonstration
+from cso_jax.files import expanded
 from cso_jax.rollout.episodes import Interrupted
 from cso_jax.rollout.jobs import Job, JobError, JobProcesses, ProcessDied
 from cso_jax.rollout.runner import usable_cpus
@@ -24,6 +25,8 @@ def problems(config: ConfigDict) -> list[str]:
     official_files = config.data == "official"
     expert = config.env.name in experts.EXPERTS or config.env.name not in envs.BENCHMARKS
     checks = (
+        (config.data != "stored" or config.demos.folder != "",
+         "config.data=stored reads the HDF5 files of another run: --config.demos.folder=WORKDIR/demos names them"),
         (config.data != "scripted" or expert,
          f"config.data=scripted needs scripted experts; there are some for {', '.join(experts.EXPERTS)}, not for "
          f"{config.env.name}"),
@@ -34,7 +37,7 @@ def problems(config: ConfigDict) -> list[str]:
          "config.demos.label=expert needs scripted demonstrations: official files hold executed actions"),
     )  # fmt: skip
     return [
-        *rules.one_of("data", config.data, ("scripted", "official")),
+        *rules.one_of("data", config.data, ("scripted", "official", "stored")),
         *rules.one_of("demos.label", config.demos.label, ("executed", "expert")),
         *rules.one_of("demos.actions", config.demos.actions, official.ACTION_RULES),
         *(message for fits, message in checks if not fits),
@@ -43,9 +46,16 @@ def problems(config: ConfigDict) -> list[str]:
 
 def path(run: Run, task: str) -> Path:
     """The task's file. Raises StoreError where an official one is not there."""
-    if run.config.data == "official":
-        return official.find(run.config.demos.folder, task)
-    return run.workdir / "demos" / f"{task}.hdf5"
+    if run.config.data == "scripted":
+        return run.workdir / "demos" / f"{task}.hdf5"
+    return file_of(run.config, task)
+
+
+def file_of(config: ConfigDict, task: str) -> Path:
+    """The file of a task that was there before the run. Raises StoreError where an official one is not there."""
+    if config.data == "official":
+        return official.find(config.demos.folder, task)
+    return expanded(config.demos.folder) / f"{task}.hdf5"
 
 
 def run_stage(run: Run) -> None:
@@ -58,6 +68,8 @@ def run_stage(run: Run) -> None:
         return
     if run.config.data == "official":
         _check_official(run)
+    elif run.config.data == "stored":
+        _check_stored(run)
     else:
         _make(run)
 
@@ -77,6 +89,26 @@ def _check_official(run: Run) -> None:
             raise RunError(f"config.demos.actions=refuse: {found[0]}{more}")
         if rule == "clip" or "gripper" not in found[0]:
             telemetry.warn(found[0] + more)
+
+
+def _check_stored(run: Run) -> None:
+    """Raises StoreError or RunError, naming the first file that is missing or does not fit."""
+    label = "actions" if run.config.demos.label == "executed" else "expert_actions"
+    for task in run.tasks:
+        file = path(run, task)
+        if not file.is_file():
+            raise RunError(f"{file} is not there: config.demos.folder holds one TASK.hdf5 per task")
+        episodes, _ = store.read(file, images=False)
+        _check_enough(run, task, len(episodes))
+        for episode in episodes:
+            lacking = [name for name in run.spec.lowdim if name not in episode.observations]
+            if lacking:
+                raise RunError(f"{file}: an episode has no observation {lacking[0]!r}, which the robot shows")
+            if label not in episode.arrays:
+                raise RunError(f"{file} holds no {label}: set config.demos.label to executed")
+            size = episode.arrays[label].shape[1]
+            if size != run.spec.action_dim:
+                raise RunError(f"{file}: actions have {size} numbers, the robot takes {run.spec.action_dim}")
 
 
 def _check_enough(run: Run, task: str, found: int) -> None:

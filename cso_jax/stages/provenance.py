@@ -25,6 +25,7 @@ from cso_jax.data.libero import official
 from cso_jax.envs import task_names
 from cso_jax.files import append_jsonl, atomic_write_text, read_jsonl, rewrite_jsonl
 from cso_jax.results import ROWS, write_results
+from cso_jax.stages.demos import file_of
 from cso_jax.stages.table import EVALUATIONS, STAGES, evaluations_of, found_outputs, is_common, needs, reads
 
 RECORDS = "stages.json"
@@ -209,18 +210,18 @@ def _mark(config: ConfigDict, workdir: Path, name: str) -> str | None:
 
 
 def _demonstrations_mark(config: ConfigDict) -> str | None:
-    """Scripted ones follow from the config; official files are told apart by their names and sizes."""
+    """Scripted ones follow from the config; other files are told apart by their names and sizes."""
     values = {
         key: value
         for key, value in configs.relevant(config).items()
         if is_common(key) or reads(STAGES["demos"].reads, key)
     }
-    if config.data == "official":
+    if config.data != "scripted":
         try:
-            files = [official.find(config.demos.folder, task) for task in task_names(config.env.to_dict())]
-        except official.StoreError:
+            files = [file_of(config, task) for task in task_names(config.env.to_dict())]
+            values["files"] = [[file.name, os.path.getsize(file)] for file in files]
+        except (official.StoreError, OSError):
             return None  # no longer needed, and gone
-        values["files"] = [[file.name, os.path.getsize(file)] for file in files]
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -249,7 +249,7 @@ import os, sys
 before = dict(os.environ)
 import cso_jax.envs.libero.benchmark as libero
 assert libero.spec({"obs": "pixels"}).action_dim == 7
-assert len(libero.task_sets()["libero_90"]) == 90
+assert len(libero.task_sets({})["libero_90"]) == 90
 heavy = {"mujoco", "robosuite", "libero", "jax", "torch", "h5py", "numba"} & set(sys.modules)
 assert not heavy, heavy
 assert dict(os.environ) == before

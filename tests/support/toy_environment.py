@@ -39,11 +39,11 @@ def require_files(settings: Mapping[str, Any]) -> None:
     """There are none."""
 
 
-def task_sets() -> dict[str, tuple[str, ...]]:
+def task_sets(settings: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     return {"both": tuple(REACH)}
 
 
-def sentence(task: str) -> str:
+def sentence(settings: Mapping[str, Any], task: str) -> str:
     return f"drive to the {task} mark"
 
 

@@ -10,7 +10,8 @@ from typing import Any
 from cso_jax.envs.gl import configure_gl
 from cso_jax.envs.libero.control import ACTION_DIM
 from cso_jax.envs.libero.environment import LiberoSimulation, Observer, image_key, process_scenes
-from cso_jax.envs.libero.files import STATES_PER_TASK, assets_folder, demonstration_start, language, task_sets
+from cso_jax.envs.libero.files import STATES_PER_TASK, assets_folder, demonstration_start, language
+from cso_jax.envs.libero.files import task_sets as all_task_sets
 from cso_jax.envs.libero.settings import Settings, problems
 from cso_jax.envs.libero.state import STATE_DIM
 from cso_jax.envs.protocol import Environment, EnvSpec, RobotInterface
@@ -88,7 +89,7 @@ def needs_gl(settings: Mapping[str, Any]) -> bool:
     return True
 
 
-def sentence(task: str) -> str:
+def sentence(settings: Mapping[str, Any], task: str) -> str:
     """What the task asks for, as LIBERO's benchmark puts it."""
     return language(task)
 
@@ -103,8 +104,13 @@ def require_files(settings: Mapping[str, Any]) -> None:
     assets_folder(chosen.assets)
     if chosen.train_states == "demonstrations":
         for task in settings.get("tasks", ()):
-            for each in task_sets().get(task, (task,)):
+            for each in all_task_sets().get(task, (task,)):
                 demonstration_start(chosen.datasets, each, 0)
+
+
+def task_sets(settings: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """The suites, by their names."""
+    return all_task_sets()
 
 
 def spec(settings: Mapping[str, Any]) -> EnvSpec:

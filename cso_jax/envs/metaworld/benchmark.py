@@ -10,7 +10,8 @@ from typing import Any
 from cso_jax.envs.gl import configure_gl
 from cso_jax.envs.metaworld.environment import HAND_DIM, MetaWorldSimulation, Observer, process_pool
 from cso_jax.envs.metaworld.settings import MAX_HORIZON, Settings, problems
-from cso_jax.envs.metaworld.simulator import ACTION_DIM, STATE_DIM, task_sets
+from cso_jax.envs.metaworld.simulator import ACTION_DIM, STATE_DIM
+from cso_jax.envs.metaworld.simulator import task_sets as all_task_sets
 from cso_jax.envs.protocol import Environment, EnvSpec, RobotInterface
 from cso_jax.envs.slot import Slot
 
@@ -65,9 +66,14 @@ def require_files(settings: Mapping[str, Any]) -> None:
     """MetaWorld's package brings everything."""
 
 
-def sentence(task: str) -> str:
+def sentence(settings: Mapping[str, Any], task: str) -> str:
     """The task's name in words."""
     return task.removesuffix("-v3").replace("-", " ")
+
+
+def task_sets(settings: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """MetaWorld's own sets."""
+    return all_task_sets()
 
 
 def spec(settings: Mapping[str, Any]) -> EnvSpec:

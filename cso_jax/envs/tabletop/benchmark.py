@@ -70,12 +70,12 @@ def require_files(settings: Mapping[str, Any]) -> None:
     package.arm_file(Settings.of(settings).robot)
 
 
-def task_sets() -> dict[str, tuple[str, ...]]:
+def task_sets(settings: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     """One set of all tasks."""
     return {"all": tuple(TASKS)}
 
 
-def sentence(task: str) -> str:
+def sentence(settings: Mapping[str, Any], task: str) -> str:
     """What the task asks for."""
     return task_named(task).sentence
 

@@ -1,0 +1,43 @@
+"""A whole run whose episodes are all executed by a robot behind a socket."""
+
+from pathlib import Path
+
+from support import cascade
+
+from cso_jax import envs
+from cso_jax.files import read_jsonl
+from cso_jax.runtime.robot_server import RobotServer
+from cso_jax.runtime.simulated_robot import schema_of
+
+CONFIG = Path(__file__).parents[1] / "configs" / "robot.py"
+
+
+def test_the_cascade_runs_on_a_robot(tmp_path, finished, run_environment):
+    settings = envs.benchmark("fake").default_config()["env"]
+    (tmp_path / "robot.json").write_text(schema_of(settings).to_json())
+    (environment,) = envs.make_environments(settings, 1)
+    with RobotServer(schema_of(settings), environment, port=0) as server:
+        done = cascade.run(
+            tmp_path / "run", run_environment, f"env.schema={tmp_path / 'robot.json'}",
+            f"env.robots=('ws://127.0.0.1:{server.port}',)", f"demos.folder={finished / 'demos'}", config=CONFIG,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = read_jsonl(tmp_path / "run" / "episodes.jsonl")
+    assert {row["stage"] for row in rows} == {"imitation", "rsft", "spo"} and len(rows) == 3 * 3 * 4
+    # The demonstrations and the networks are those of the run in the simulator, and so are its initial states.
+    here, there = (
+        {row["init"]: row["success"] for row in read_jsonl(place / "episodes.jsonl") if row["stage"] == "imitation"}
+        for place in (tmp_path / "run", finished)
+    )
+    assert here.keys() == there.keys() and sum(here.values()) == sum(there.values())
+
+
+def test_a_robot_that_is_not_there_ends_the_run_with_one_line(tmp_path, finished, run_environment):
+    settings = envs.benchmark("fake").default_config()["env"]
+    (tmp_path / "robot.json").write_text(schema_of(settings).to_json())
+    done = cascade.run(
+        tmp_path / "run", run_environment, f"env.schema={tmp_path / 'robot.json'}", "env.robots=('ws://127.0.0.1:9',)",
+        f"demos.folder={finished / 'demos'}", "codebook.steps=2", "imitation.steps=2", config=CONFIG,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "no robot is free" in done.stderr.strip().splitlines()[-1]
