@@ -116,3 +116,28 @@ def test_the_decomposition_of_the_base_policy_runs_alone(tmp_path):
     assert {one.stages for one in cells} == {("reference", "ceiling", "greedy", "imitation")}
     assert not any(one.config.rsft.enabled or one.config.spo.enabled for one in cells)
     assert [one.result[1] for one in cells[: len(chosen)]] == ["reference", "ceiling", "greedy", "imitation"]
+
+
+def test_every_granularity_is_tuned_with_the_same_effort(tmp_path):
+    tuning = importlib.import_module("tuning")
+    _, cells, chosen = plans("tuning", tmp_path)
+    units = [tuning._unit(one) for one in chosen]
+    assert {unit: units.count(unit) for unit in units} == dict.fromkeys(
+        ("skill", "trajectory", "trajectory, normalised", "token"), 9
+    )
+    assert len({one.workdir for one in cells}) == 36
+    rates = {unit: {one.changes["spo.learning_rate"] for one in chosen if tuning._unit(one) == unit} for unit in units}
+    assert len({frozenset(found) for found in rates.values()}) == 1
+
+
+def test_the_best_of_a_granularity_is_chosen_by_all_its_episodes():
+    tuning = importlib.import_module("tuning")
+    config = configs.load(SUITES["quickstart"])
+    chosen = tuning.grid(config)
+
+    def row(successes, seed):
+        return {"seed": seed, "success": successes / 50, "successes": successes, "episodes": 50, "metrics": []}
+
+    skills = [one for one in chosen if tuning._unit(one) == "skill"]
+    rows = {skills[0].name: [row(40, 1), row(30, 2)], skills[1].name: [row(38, 1), row(34, 2)]}
+    assert tuning.best(chosen, rows) == [skills[1]]
