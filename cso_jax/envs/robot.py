@@ -11,6 +11,7 @@ again: `config.rollout.max_attempts` times.
 
 import contextlib
 import functools
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from cso_jax.runtime.schema import FORMAT, VERSION, Schema, SchemaError
 from cso_jax.runtime.wire import Bounds, WireError, pack, unpack
 
 EXAMPLE = "configs/robot.py"
-NEUTRAL = ("robots", "token_file", "answer_s")
+NEUTRAL = ("robots", "token_file", "answer_s", "connect_s")
 SMOKE: dict[str, Any] = {}
 SMOKE_TASKS: tuple[str, ...] = ()
 EVALUATION_STATES: int | None = None
@@ -51,6 +52,7 @@ def default_config() -> dict[str, Any]:
         "robots": ("ws://127.0.0.1:9000",),  # one per worker
         "token_file": "",
         "answer_s": 900.0,  # for a scene to be laid, or a chunk to be executed
+        "connect_s": 30.0,  # for a robot to be found: its program may be starting, or ending another connection
         "horizon": 400,  # actions per episode at most
     }
     rollout = {"workers": 1, "slots": 1, "step_timeout_s": 1000.0, "start_timeout_s": 1000.0, "max_attempts": 5}
@@ -134,7 +136,7 @@ def renderer(settings: Mapping[str, Any]) -> str:
 
 
 def make_environments(settings: Mapping[str, Any], count: int) -> list[Environment]:
-    """The first robot of `config.env.robots` that no other worker has. Raises RobotError where there is none."""
+    """The environment of one worker, which takes the first robot that no other has. Raises RobotError for several."""
     if count != 1:
         raise RobotError(f"config.rollout.slots is {count}; a robot does one episode at a time: set it to 1")
     return [RemoteEnvironment(settings)]
@@ -198,13 +200,17 @@ class RemoteEnvironment:
 
 def _free_robot(settings: Mapping[str, Any], schema: Schema) -> "RobotLink":
     token = expanded(settings["token_file"]).read_text("utf-8").strip() if settings["token_file"] else ""
-    reasons = []
-    for url in settings["robots"]:
-        try:
-            return RobotLink(url, token, schema, settings["answer_s"])
-        except LinkLost as error:
-            reasons.append(str(error))
-    raise RobotError(f"no robot is free: {'; '.join(reasons)}. config.rollout.workers is how many are in use")
+    until = time.monotonic() + settings["connect_s"]
+    while True:
+        reasons = []
+        for url in settings["robots"]:
+            try:
+                return RobotLink(url, token, schema, settings["answer_s"])
+            except LinkLost as error:
+                reasons.append(str(error))
+        if time.monotonic() >= until:
+            raise RobotError(f"no robot is free: {'; '.join(reasons)}. config.rollout.workers is how many are in use")
+        time.sleep(0.2)
 
 
 class LinkLost(RobotError):

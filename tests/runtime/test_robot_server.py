@@ -40,6 +40,7 @@ def settings_for(tmp_path, *servers, schema=None, **changes):
         "schema": str(file),
         "robots": addresses,
         "answer_s": 20.0,
+        "connect_s": 0.0,
     }
     return values | changes
 
@@ -145,16 +146,12 @@ def test_a_lost_connection_fails_the_episode_and_the_next_one_connects_again(tmp
             remote.step_chunk(np.zeros((2, 2), np.float32))
         with pytest.raises(robots.RobotError, match="no episode is under way"):
             remote.step_chunk(np.zeros((2, 2), np.float32))
-        for _ in range(100):  # the robot's program notices
-            try:
-                assert remote.reset(EvalInit("left", 1)).steps == 0
-                break
-            except robots.RobotError:
-                threading.Event().wait(0.05)
+        settings["connect_s"] = 10.0  # until the robot's program has noticed
+        assert remote.reset(EvalInit("left", 1)).steps == 0
         assert remote.step_chunk(np.zeros((2, 2), np.float32)).steps == 2
         remote.close()
     with pytest.raises(robots.RobotError, match="no robot is free"):
-        robots.RemoteEnvironment(settings).reset(EvalInit("left", 0))
+        robots.RemoteEnvironment(settings | {"connect_s": 0.3}).reset(EvalInit("left", 0))
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,8 @@ def test_a_robot_that_is_not_there_ends_the_run_with_one_line(tmp_path, finished
     (tmp_path / "robot.json").write_text(schema_of(settings).to_json())
     done = cascade.run(
         tmp_path / "run", run_environment, f"env.schema={tmp_path / 'robot.json'}", "env.robots=('ws://127.0.0.1:9',)",
-        f"demos.folder={finished / 'demos'}", "codebook.steps=2", "imitation.steps=2", config=CONFIG,
+        f"demos.folder={finished / 'demos'}", "codebook.steps=2", "imitation.steps=2", "env.connect_s=0.1",
+        config=CONFIG,
     )  # fmt: skip
     assert done.returncode == 1
     assert "no robot is free" in done.stderr.strip().splitlines()[-1]
