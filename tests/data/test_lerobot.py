@@ -2,6 +2,7 @@
 
 import errno
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -139,7 +140,7 @@ def test_images_can_be_turned_over_on_the_way(converted, tmp_path, orientation, 
 
 
 def test_the_command_converts_both_ways(tmp_path, capsys):
-    write_stores(tmp_path / "demos", tasks=("pick_it_up",))
+    write_stores(tmp_path / "demos", tasks=("pick_it_up",))  # one task, so all arrays are even
     arguments = ["convert", str(tmp_path / "demos"), str(tmp_path / "set"), "--video=false", "--fps=5", "--robot=x"]
     assert command.main(arguments) == 0
     assert "2 episodes" in capsys.readouterr().out
@@ -246,3 +247,42 @@ def test_names_say_which_entry_a_number_belongs_to():
     assert entries_of(names) == {"a.b": slice(0, 2), "c": slice(2, 3)}
     for other in ((), ("x", "y"), ("shoulder.pos", "elbow.pos"), ("a.0", "a.2"), ("a.0", "b.0", "a.1"), ("a.1",)):
         assert entries_of(other) == {}
+
+
+def test_arrays_of_different_sizes_lie_beside_the_set(converted, tmp_path):
+    source, png, _ = converted
+    assert "states" not in reading.DataSet(png).features
+    assert json.loads((png / episodes.OWN).read_text())["beside"] == ["states"]
+    episodes.to_lerobot(source / "pick_it_up.hdf5", tmp_path / "one", fps=FPS, video=False)
+    assert reading.DataSet(tmp_path / "one").features["states"].shape == (len("pick_it_up"),)
+    assert not (tmp_path / "one" / episodes.BESIDE).exists()
+    shutil.copytree(png, tmp_path / "set")
+    (tmp_path / "set" / episodes.BESIDE).unlink()
+    with pytest.raises(store.StoreError, match=r"cso_jax\.hdf5"):
+        stores.to_store(tmp_path / "set", tmp_path / "back", stores.Choices())
+
+
+def test_decisions_of_chunks_come_back_too(tmp_path):
+    """As R-SFT stores its successes: a row is a decision, its action a chunk; several tasks in a file."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for number, task in enumerate(("left", "up")):
+        arrays = {"actions": rng.normal(size=(3, 8, 2)).astype(np.float32), "skills": rng.integers(0, 9, (3, 4)),
+                  "rewards": np.array([0, 0, 1], np.float32), "dones": np.array([0, 0, 1], np.uint8)}  # fmt: skip
+        observations = {"state": rng.normal(size=(3, 4)).astype(np.float32)}
+        rows.append(store.StoredEpisode(f"train:{task}:{number}", observations, arrays))
+    store.write(tmp_path / "rsft/wave_00000.hdf5", rows, {"cursors": {"left": {"rollouts": 3}}})
+    episodes.to_lerobot(tmp_path / "rsft", tmp_path / "set", fps=FPS)
+    data = reading.DataSet(tmp_path / "set")
+    assert data.features["action"].shape == (8, 2) and list(data.tasks.values()) == ["go left", "go up"]
+    stores.to_store(tmp_path / "set", tmp_path / "back", stores.Choices())
+    _same(tmp_path / "rsft/wave_00000.hdf5", tmp_path / "back/wave_00000.hdf5")
+
+
+def test_an_interruption_leaves_nothing(converted, tmp_path, monkeypatch):
+    def interrupt(*_arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(writing.Writer, "add", interrupt)
+    assert command.main(["convert", str(converted[0]), str(tmp_path / "set")]) == 130
+    assert not list(tmp_path.iterdir())

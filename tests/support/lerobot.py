@@ -37,6 +37,7 @@ def episode(task, number, length=6, size=16):
         "rewards": (steps >= length - 2).astype(np.float32),
         "dones": (steps == length - 1).astype(np.uint8),
         "codes": rng.integers(0, 9, (length, 2, 3)).astype(np.int32),
+        "states": rng.normal(size=(length, len(task))),  # of another size in every task, as a simulator's are
     }
     attributes = {"plan": ["reach", "lift"], "place": rng.normal(size=3), "trial": number}
     return store.StoredEpisode(f"train:{task}:{number}", observations, arrays, attributes)

@@ -5,14 +5,16 @@ LeRobot has no place for.
                                      and, where there are several, observation.KEY each
     obs/KEY of images                observation.images.KEY
     actions, rewards, dones          action, next.reward, next.done; and next.success: a reward above 0 until here
-    other arrays                     features of their own names
+    other arrays                     features of their own names; those whose rows differ in size between episodes, such
+                                     as a simulator's states, lie beside the set, in meta/cso_jax.hdf5
 
 What a file and its episodes say of themselves stands in meta/cso_jax.json and in the columns cso_jax/* of
 meta/episodes, with the types that the way back needs (`cso_jax.data.lerobot.stores`).
 """
 
+import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,8 @@ from cso_jax.data.lerobot.writing import Limits, Writer
 from cso_jax.data.libero.official import instruction_of
 
 OWN = "meta/cso_jax.json"
-FILE, INIT, ATTRIBUTES = "cso_jax/file", "cso_jax/init", "cso_jax/attributes"
+BESIDE = "meta/cso_jax.hdf5"
+FILE, INIT, ATTRIBUTES, NUMBER = (f"cso_jax/{name}" for name in ("file", "init", "attributes", "number"))
 
 ARRAYS = {"actions": ACTION, "rewards": REWARD, "dones": DONE}
 """The features of the store's arrays; others keep their name."""
@@ -70,7 +73,8 @@ def to_lerobot(
     if video:
         package("av")
     paths = store_files(source)
-    about: dict[str, Any] = {"files": {}, "columns": {}, "images": orientation}
+    uneven = _uneven_arrays(paths)
+    about: dict[str, Any] = {"files": {}, "columns": {}, "beside": sorted(uneven), "images": orientation}
     writer, written = None, 0
     with fresh_folder(out) as folder:
         try:
@@ -79,6 +83,8 @@ def to_lerobot(
                 kept = {name: value for name, value in attributes.items() if name not in _COUNTED}
                 about["files"][path.name] = as_json(kept)
                 for episode in episodes:
+                    beside = {name: values for name, values in episode.arrays.items() if name in uneven}
+                    episode.arrays = {name: values for name, values in episode.arrays.items() if name not in uneven}
                     columns, types = _columns(path, episode, orientation)
                     if writer is None:
                         about["columns"] = types
@@ -86,7 +92,9 @@ def to_lerobot(
                         writer = Writer(folder, features, fps=fps, robot=robot, limits=limits)
                     if types != about["columns"]:
                         raise LeRobotError(_different(path, episode, types, about["columns"]))
-                    writer.add(columns, _sentence(attributes, episode), _facts(path, episode))
+                    writer.add(columns, _sentence(attributes, episode), {**_facts(path, episode), NUMBER: written})
+                    if beside:
+                        _write_beside(folder / BESIDE, written, beside)
                     written += 1
             if writer is None:
                 raise LeRobotError(f"no episodes in {source}; name a folder that holds some")
@@ -107,6 +115,28 @@ def store_files(source: Path) -> list[Path]:
         hint = f"there are some in its {', '.join(inner)}: name one of those" if inner else "name a folder with some"
         raise LeRobotError(f"no episode files *.hdf5 in {source}; {hint}")
     return paths
+
+
+def _uneven_arrays(paths: Sequence[Path]) -> set[str]:
+    """The arrays that not every episode has, or not in the same type and shape; each of LeRobot's features has one."""
+    kinds: dict[str, list[Any]] = {}
+    episodes = 0
+    for path in paths:
+        # What is damaged is told when it is read.
+        with contextlib.suppress(OSError, KeyError, RuntimeError, AttributeError), h5py.File(path, "r") as file:
+            for group in file["data"].values():
+                episodes += 1
+                for name, column in group.items():
+                    if isinstance(column, h5py.Dataset) and name not in ARRAYS:
+                        kinds.setdefault(name, []).append((column.shape[1:], column.dtype))
+    return {name for name, found in kinds.items() if len(set(found)) > 1 or len(found) < episodes}
+
+
+def _write_beside(path: Path, number: int, arrays: Mapping[str, np.ndarray]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "a") as file:
+        for name, values in arrays.items():
+            file[f"{number}/{name}"] = values
 
 
 def _columns(path: Path, episode: store.StoredEpisode, orientation: str) -> tuple[dict[str, Any], dict[str, Any]]:

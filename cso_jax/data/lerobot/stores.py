@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 
 from cso_jax import envs, telemetry
 from cso_jax.data import store
-from cso_jax.data.lerobot.episodes import ARRAYS, ATTRIBUTES, FILE, INIT, OWN, from_json
+from cso_jax.data.lerobot.episodes import ARRAYS, ATTRIBUTES, BESIDE, FILE, INIT, NUMBER, OWN, from_json
 from cso_jax.data.lerobot.layout import (
     ACTION,
     DONE,
@@ -83,7 +84,7 @@ def to_store(source: Path, out: Path, choices: Choices) -> dict[str, int]:
     known = {} if about else _tasks_by_sentence(choices)
     for episode in data.episodes():
         if about:
-            name, stored = str(episode.row[FILE]), _own(episode, about, choices)
+            name, stored = str(episode.row[FILE]), _own(data, episode, about, choices)
             attributes[name] = from_json(about["files"].get(name, {}))
         else:
             task = _task_of(episode, known, choices)
@@ -110,6 +111,8 @@ def _about(data: DataSet) -> dict[str, Any]:
     except ValueError as error:
         raise LeRobotError(f"{path} is not complete JSON ({error}); copy it again, or remove it to have the set read "
                            "as any other") from error  # fmt: skip
+    if not isinstance(about, dict) or not {"files", "columns", "beside"} <= about.keys():
+        raise LeRobotError(f"{path} is not what convert writes; remove it to have the set read as any other")
     missing = sorted(set(data.features) - set(about["columns"]) - {"timestamp", "index"})
     missing = [name for name in missing if not name.endswith("_index")]
     if missing:
@@ -118,7 +121,7 @@ def _about(data: DataSet) -> dict[str, Any]:
     return about
 
 
-def _own(episode: Episode, about: Mapping[str, Any], choices: Choices) -> store.StoredEpisode:
+def _own(data: DataSet, episode: Episode, about: Mapping[str, Any], choices: Choices) -> store.StoredEpisode:
     """The episode as it was in the store."""
     observations: dict[str, Any] = {}
     arrays: dict[str, np.ndarray] = {}
@@ -141,8 +144,23 @@ def _own(episode: Episode, about: Mapping[str, Any], choices: Choices) -> store.
         ((key, facts),) = entries.items()
         values = episode.columns[STATE].reshape(len(arrays["actions"]), -1)
         observations.setdefault(key, values.astype(facts["dtype"]))
+    if about["beside"]:
+        arrays |= _read_beside(data.folder / BESIDE, episode)
     attributes = from_json(json.loads(episode.row.get(ATTRIBUTES) or "{}"))
     return store.StoredEpisode(str(episode.row[INIT]), observations, arrays, attributes)
+
+
+def _read_beside(path: Path, episode: Episode) -> dict[str, np.ndarray]:
+    """The episode's arrays that no feature can hold."""
+    try:
+        with h5py.File(path, "r") as file:
+            found = {name: column[()] for name, column in file.get(str(episode.row[NUMBER]), {}).items()}
+    except (OSError, KeyError, RuntimeError) as error:
+        raise store.opening_error(path, error) from error
+    if any(len(values) != len(episode.columns[ACTION]) for values in found.values()):
+        raise LeRobotError(f"{path}: episode {episode.index} has another number of rows than {ACTION}; the set was "
+                           f"changed since: remove {OWN} to have it read as any other")  # fmt: skip
+    return found
 
 
 def _foreign(episode: Episode, data: DataSet, init: TrainInit, choices: Choices) -> store.StoredEpisode:

@@ -116,7 +116,7 @@ class Writer:
             close()
         arrow, parquet = package("pyarrow"), package("pyarrow.parquet")
         path = self._folder / EPISODES.format(chunk_index=0, file_index=0)
-        path.parent.mkdir(parents=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         parquet.write_table(arrow.Table.from_pylist(self._rows), path)
         parquet.write_table(_task_table(self._tasks), self._folder / TASKS)
         found = {name: statistics.result() for name, statistics in self._statistics.items()}
