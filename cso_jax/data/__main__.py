@@ -4,9 +4,14 @@
     python -m cso_jax.data download SUITE FOLDER [--yes] [--revision=main]
     python -m cso_jax.data language TASKS OUT.npz --model=minilm|clip [--weights=FOLDER]
     python -m cso_jax.data language OUT.npz --config=configs/X.py --model=minilm|clip [--weights=FOLDER]
+    python -m cso_jax.data convert STORES OUT [--fps=20] [--robot=NAME] [--video=true|false] [--images=...]
+    python -m cso_jax.data convert LEROBOT OUT [--images=as_is|rotate180|flip] [--proprio=as_is|ee8|joints9]
+        [--cameras=NAME:OURS,...] [--env=libero] [--tasks=SUITES,TASKS]
 
 `info` shows what demonstration files hold and exits with 1 if any has a problem. `download` fetches LIBERO's official
-demonstrations. `language` embeds task sentences; TASKS are suites or task names, separated by commas.
+demonstrations. `language` embeds task sentences; TASKS are suites or task names, separated by commas. `convert` turns
+a folder of episode files (a workdir's demos/ or rsft/) into a LeRobot data set of version 3, or such a set into episode
+files: docs/data.md. --to=lerobot|hdf5 says which, where the source does not.
 """
 
 import sys
@@ -17,11 +22,17 @@ from cso_jax import config as configs
 from cso_jax import envs, telemetry
 from cso_jax.cli import fail
 from cso_jax.data.language import embeddings
+from cso_jax.data.lerobot import episodes as lerobot_episodes
+from cso_jax.data.lerobot import layout as lerobot_layout
+from cso_jax.data.lerobot import reading as lerobot_reading
+from cso_jax.data.lerobot import stores as lerobot_stores
 from cso_jax.data.libero import hub, inventory, official
 from cso_jax.data.store import StoreError
 from cso_jax.files import expanded
 
 _FLAGS = ("--yes", "--help")
+_TO_LEROBOT = {"fps", "robot", "video"}
+_TO_HDF5 = {"proprio", "cameras", "env", "tasks"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "info": (info, set()),
         "download": (download, {"yes", "revision"}),
         "language": (embed, {"model", "weights", "config"}),
+        "convert": (convert, {"to", "images", *_TO_LEROBOT, *_TO_HDF5}),
     }
     try:
         if given[0] not in commands:
@@ -47,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (configs.ConfigError, StoreError, embeddings.LanguageError) as error:
         return fail(error)
     except KeyboardInterrupt:
-        telemetry.log("interrupted; what was fetched is kept, run the same command to go on")
+        telemetry.log("interrupted; what was fetched is kept, nothing half-written: run the same command to go on")
         return 130
 
 
@@ -130,6 +142,50 @@ def embed(places: list[str], options: dict[str, str]) -> int:
     embeddings.save(output, tasks, vectors, sentences)
     telemetry.show(f"{len(tasks)} tasks, {vectors.shape[1]} numbers each: {output}")
     return 0
+
+
+def convert(places: list[str], options: dict[str, str]) -> int:
+    """Episode files to a LeRobot data set, or back."""
+    if len(places) != 2:
+        raise configs.ConfigError("convert needs a source and a new folder: python -m cso_jax.data convert SOURCE OUT")
+    source, out = map(expanded, places)
+    if not source.exists():
+        raise StoreError(f"no {source}; name a folder of episode files, or a LeRobot data set")
+    to = options.get("to") or ("hdf5" if lerobot_reading.is_data_set(source) else "lerobot")
+    orientation = options.get("images", "as_is")
+    _one_of("to", to, ("lerobot", "hdf5"))
+    _one_of("images", orientation, lerobot_layout.ORIENTATIONS)
+    useless = sorted(options.keys() & (_TO_HDF5 if to == "lerobot" else _TO_LEROBOT))
+    if useless:
+        raise configs.ConfigError(f"--{useless[0]} has no effect on the way to {to}; leave it out")
+    if to == "lerobot":
+        rate, video = options.get("fps", "20"), options.get("video", "true")
+        _one_of("video", video, ("true", "false"))
+        if not rate.isdecimal() or not int(rate):
+            raise configs.ConfigError(f"--fps must be a whole number of frames per second, got {rate}")
+        count = lerobot_episodes.to_lerobot(
+            source, out, fps=int(rate), robot=options.get("robot", ""), orientation=orientation, video=video == "true"
+        )
+        telemetry.show(f"{count} episodes: {out} is a LeRobot data set")
+        return 0
+    proprio = options.get("proprio", "as_is")
+    _one_of("proprio", proprio, tuple(lerobot_stores.PROPRIO))
+    pairs = [pair.partition(":") for pair in options.get("cameras", "").split(",") if pair]
+    if not all(theirs and ours for theirs, _, ours in pairs):
+        raise configs.ConfigError(f"--cameras takes pairs THEIRS:OURS, separated by commas; got {options['cameras']}")
+    tasks = tuple(name for name in options.get("tasks", "").split(",") if name)
+    choices = lerobot_stores.Choices(
+        orientation, proprio, {theirs: ours for theirs, _, ours in pairs}, options.get("env", "libero"), tasks
+    )
+    written = lerobot_stores.to_store(source, out, choices)
+    files = f"{len(written)} file{'s' * (len(written) > 1)}"
+    telemetry.show(f"{sum(written.values())} episodes in {files}: python -m cso_jax.data info {out} shows them")
+    return 0
+
+
+def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise configs.ConfigError(f"--{name} must be one of {', '.join(allowed)}; got {value!r}")
 
 
 if __name__ == "__main__":

@@ -84,6 +84,8 @@ def test_spec_of_state_and_pixels():
     assert pixels.images == {"agentview_rgb": (64, 64, 3), "eye_in_hand_rgb": (64, 64, 3)}
     assert pixels.lowdim == {"joint_states": 7, "gripper_states": 2, "ee_pos": 3}
     assert "ee_pos" not in libero.spec({}).lowdim
+    hand = libero.spec({"obs": "pixels", "libero": {"proprio": "ee8"}})
+    assert hand.lowdim == {"ee_pos": 3, "ee_ori": 3, "gripper_states": 2}
     assert pixels.action_dim == 7 and libero.sentence({}, MILK) == "pick up the milk and place it in the basket"
 
 

@@ -92,8 +92,9 @@ def test_official_images_are_those_of_robosuite_in_every_suite(drawing, tmp_path
     assert_pixels_of_robosuite(task_sets().get(task, (task,))[-1], drawing, tmp_path / "stock.npz")
 
 
-def test_observations_have_the_shapes_of_the_spec_and_videos_are_upright():
-    chosen = pixels(proprio="joints_ee", image_size=64)
+@pytest.mark.parametrize("proprio", ["joints_ee", "ee8"])
+def test_observations_have_the_shapes_of_the_spec_and_videos_are_upright(proprio):
+    chosen = pixels(proprio=proprio, image_size=64)
     (slot,) = libero.make_environments(chosen, 1)
     result = slot.reset(EvalInit(MILK, 0), record=True)
     shapes = libero.spec(chosen)

@@ -142,6 +142,23 @@ def test_a_snapshot_goes_on_bit_for_bit(scenes, steps):
     np.testing.assert_array_equal(run(scene, moves[steps:]), expected)
 
 
+def test_the_hand_is_turned_as_robosuite_says(scenes):
+    from robosuite.utils import transform_utils
+
+    scene = scenes(MILK)
+    stock = stock_environment(MILK)
+    stock.reset()
+    scene.reset_benchmark(0, 0)
+    for action in actions("smooth", 5):
+        scene.step(action)
+        stock.sim.set_state_from_flattened(scene.flat_state())
+        stock.sim.forward()
+        seen = stock._get_observations(force_update=True)
+        expected = transform_utils.quat2axisangle(seen["robot0_eef_quat"])
+        np.testing.assert_allclose(scene.hand_axis_angle(), expected, atol=1e-6)
+    stock.close()
+
+
 def test_poses_are_the_present_ones_after_a_step_and_after_a_restore(scenes):
     scene = scenes(MILK)
     scene.reset_placement(0)

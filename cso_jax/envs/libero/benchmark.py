@@ -63,7 +63,7 @@ def default_config() -> dict[str, Any]:
         "protocol": "settle",  # or "quest_compat", "openpi": what happens around the first observation
         "render": "official",  # or "fast": no multisampling, no reflections
         "decimate": 0,  # triangles that "fast" leaves per visual mesh; 0: all
-        "proprio": "joints",  # or "joints_ee": the position of the hand too, as QueST
+        "proprio": "joints",  # or "joints_ee": the position of the hand too, as QueST; "ee8": no joints, as LeRobot
         "train_states": "placements",  # or "demonstrations": their initial states, from env.libero.datasets
         "datasets": "",
         "joint_noise": 0.0,  # rad, of the arm in train placements; the benchmark's states have about 0.02
@@ -121,6 +121,8 @@ def spec(settings: Mapping[str, Any]) -> EnvSpec:
         lowdim["ee_pos"] = 3
     if chosen.obs == "state":
         return EnvSpec({**lowdim, "state": STATE_DIM}, {}, ACTION_DIM)
+    if chosen.libero.proprio == "ee8":
+        lowdim = {"ee_pos": 3, "ee_ori": 3, "gripper_states": 2}
     size = (chosen.image_size, chosen.image_size, 3)
     return EnvSpec(lowdim, {image_key(camera): size for camera in chosen.cameras}, ACTION_DIM)
 

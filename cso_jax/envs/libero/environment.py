@@ -60,8 +60,11 @@ class Observer:
             "joint_states": scene.joint_states().astype(np.float32),
             "gripper_states": scene.gripper_states().astype(np.float32),
         }
-        if self._settings.obs == "state" or self._settings.libero.proprio == "joints_ee":
+        if self._settings.obs == "state" or self._settings.libero.proprio != "joints":
             seen["ee_pos"] = scene.hand_pose()[0].astype(np.float32)
+        if self._settings.obs != "state" and self._settings.libero.proprio == "ee8":
+            del seen["joint_states"]
+            seen["ee_ori"] = scene.hand_axis_angle().astype(np.float32)
         if self._settings.obs == "state":
             return {**seen, "state": state_vector(scene)}
         size = self._settings.image_size

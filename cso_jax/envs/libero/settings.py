@@ -76,7 +76,7 @@ def problems(settings: Mapping[str, Any]) -> list[str]:
         *one_of("env.obs", chosen.obs, ("pixels", "state")),
         *one_of("env.libero.protocol", options.protocol, tuple(PROTOCOLS)),
         *one_of("env.libero.render", options.render, tuple(PROFILES)),
-        *one_of("env.libero.proprio", options.proprio, ("joints", "joints_ee")),
+        *one_of("env.libero.proprio", options.proprio, ("joints", "joints_ee", "ee8")),
         *one_of("env.libero.train_states", options.train_states, ("placements", "demonstrations")),
     ]
     for name in ("image_size", "horizon", "video_size", "video_every", "history"):

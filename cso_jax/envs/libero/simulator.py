@@ -199,6 +199,15 @@ class Scene:
         """Position `[3]` and rotation matrix `[3, 3]` of the grip site."""
         return self.data.site_xpos[self.arm.site].copy(), self.data.site_xmat[self.arm.site].reshape(3, 3).copy()
 
+    def hand_axis_angle(self) -> np.ndarray:
+        """Rotation of the hand `[3]`, axis times angle in rad, the angle in [0, 2 pi): `ee_ori` of LIBERO's data.
+
+        That of the hand's body, by robosuite's formula (`quat2axisangle`): the gripper's site is turned against it.
+        """
+        w, *axis = self.data.body(self.env.robots[0].robot_model.eef_name).xquat
+        length = np.linalg.norm(axis)
+        return np.array(axis) * (2.0 * np.arccos(np.clip(w, -1.0, 1.0)) / length) if length > 1e-9 else np.zeros(3)
+
     def joint_states(self) -> np.ndarray:
         """Angles of the arm's joints `[7]`."""
         return self.arm.joint_states()
