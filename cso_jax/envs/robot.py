@@ -292,6 +292,8 @@ def _file(settings: Mapping[str, Any]) -> Path:
 
 
 def _schema(settings: Mapping[str, Any]) -> Schema:
+    if not settings["schema"]:
+        raise FileNotFoundError("config.env.schema is empty: it names the file that the robot's program wrote about it")
     path = _file(settings)
     changed = path.stat().st_mtime_ns if path.is_file() else 0
     return _read(path, changed)

@@ -250,8 +250,9 @@ def _sentence(attributes: Mapping[str, Any], episode: store.StoredEpisode) -> st
 def _sentences_of_benchmarks(task: str) -> Iterator[str]:
     for name in envs.BENCHMARKS:
         try:
-            if any(task in tasks for tasks in envs.benchmark(name).task_sets().values()):
-                yield envs.benchmark(name).sentence(task)
+            settings = envs.benchmark(name).default_config()["env"]
+            if any(task in tasks for tasks in envs.benchmark(name).task_sets(settings).values()):
+                yield envs.sentence(settings, task)
         except (ImportError, FileNotFoundError):  # a simulator that is not installed here
             continue
 

@@ -226,9 +226,10 @@ def _tasks_by_sentence(choices: Choices) -> dict[str, list[str]]:
     """The benchmark's tasks by what they ask for, in the form of `_plain`."""
     if choices.env not in envs.BENCHMARKS:
         raise LeRobotError(f"--env={choices.env} is no benchmark; there are {', '.join(envs.BENCHMARKS)}")
-    settings = {"name": choices.env, "tasks": choices.tasks}
+    settings = envs.benchmark(choices.env).default_config()["env"] | {"tasks": choices.tasks}
     try:
-        every = dict.fromkeys(task for tasks in envs.benchmark(choices.env).task_sets().values() for task in tasks)
+        sets = envs.benchmark(choices.env).task_sets(settings)
+        every = dict.fromkeys(task for tasks in sets.values() for task in tasks)
         tasks = envs.task_names(settings) if choices.tasks else tuple(every)
     except (ValueError, ImportError, FileNotFoundError) as error:
         raise LeRobotError(str(error)) from error
