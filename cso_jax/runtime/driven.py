@@ -9,7 +9,7 @@ from cso_jax.envs.protocol import ChunkResult, InitState, Observation
 from cso_jax.runtime.manifest import Action, Manifest
 from cso_jax.runtime.operator import Operator
 from cso_jax.runtime.robot import Robot
-from cso_jax.runtime.safety import Safety
+from cso_jax.runtime.safety import EmergencyStop, Safety
 from cso_jax.runtime.schema import Schema
 
 Judge = Callable[[Mapping[str, np.ndarray], str], bool]
@@ -60,13 +60,13 @@ class DrivenRobot:
         return ChunkResult(observation, False, False, 0, 0.0, 0.0)
 
     def step_chunk(self, actions: np.ndarray) -> ChunkResult:
-        """Execute `actions` `[E, A]` in [-1, 1]. Raises Aborted, EmergencyStop; the robot holds then."""
+        """Execute `actions` `[E, A]` in [-1, 1]. Raises Aborted (the robot holds), EmergencyStop (it is stopped)."""
         began = time.monotonic()
         success, steps = None, 0
         paused_s = 0.0
         try:
             for number, action in enumerate(np.clip(np.asarray(actions, np.float64), -1.0, 1.0)):
-                paused_s += self._operator.wait_while_paused(self._robot.hold, self._period)
+                paused_s += self._operator.wait_while_paused(self._held, self._period)
                 time.sleep(max(0.0, began + paused_s + number * self._period - time.monotonic()))
                 allowed = self._safety.filter(self._low + (action + 1.0) / 2.0 * (self._high - self._low))
                 if allowed.action is None:
@@ -79,6 +79,9 @@ class DrivenRobot:
                     break
             time.sleep(max(0.0, began + paused_s + steps * self._period - time.monotonic()))
             observation = self._observe()
+        except EmergencyStop:
+            self._robot.stop()
+            raise
         except BaseException:
             self._robot.hold()
             raise
@@ -90,6 +93,11 @@ class DrivenRobot:
 
     def close(self) -> None:
         """Come to rest."""
+        self._robot.hold()
+
+    def _held(self) -> None:
+        """One period of a pause, in which an emergency stop counts too."""
+        self._safety.check()
         self._robot.hold()
 
     def _observe(self) -> Observation:

@@ -17,6 +17,7 @@ from cso_jax.runtime.driven import DrivenRobot
 from cso_jax.runtime.manifest import Entry, Limits, Task
 from cso_jax.runtime.operator import BUTTONS, Aborted, Operator
 from cso_jax.runtime.robot_server import RobotServer
+from cso_jax.runtime.safety import EmergencyStop
 from cso_jax.runtime.schema import Commands, Schema, SchemaError
 from cso_jax.runtime.simulated_robot import schema_of
 from cso_jax.runtime.wire import pack, unpack
@@ -272,6 +273,20 @@ def test_a_failure_an_abort_and_a_pause():
     operator.press("abort")
     with pytest.raises(Aborted, match="begun again"):
         environment.step_chunk(np.zeros((2, 7), np.float32))
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_an_emergency_stops_the_robot_in_a_pause_too(paused):
+    operator, pressed = Operator(), threading.Event()
+    robot, environment = driven(operator, emergency=pressed.is_set)
+    soon(operator.press, "ready")
+    environment.reset(TrainInit("lift", 0))
+    if paused:
+        operator.press("pause")
+    pressed.set()
+    with pytest.raises(EmergencyStop):
+        environment.step_chunk(np.zeros((2, 7), np.float32))
+    assert robot.stops == 1 and robot.commands == []
 
 
 def test_nobody_at_the_button_is_a_timeout():

@@ -72,13 +72,14 @@ def before_spo(tmp_path, finished):
 def check_rows(name, rows, iterations):
     """What every iteration logs, and what only this objective does."""
     assert [row["step"] for row in rows] == list(range(1, iterations + 1))
-    # Without a baseline, failures alone teach nothing: the gradient of such an iteration is zero.
-    taught = [row for row in rows if row["groups_kept"] and (name != "reinforce" or row["train_success"] > 0)]
-    assert taught
+    taught = [row for row in rows if row["groups_kept"]]
+    # Without a baseline, failures alone teach nothing: the gradient of such an iteration is exactly zero.
+    teaches = [name != "reinforce" or row["train_success"] > 0 for row in taught]
+    assert any(teaches) and [row["grad_norm"] > 0 for row in taught] == teaches
     for row in taught:
         assert LOGGED[name] <= row.keys()
         assert not (CLIPPING | CRITIC | PREFERENCE) - LOGGED[name] & row.keys()
-        assert row["log_prob_drift"] < 1e-4 and row["updates"] >= 1 and row["grad_norm"] > 0
+        assert row["log_prob_drift"] < 1e-4 and row["updates"] >= 1
     if name == "preference":
         # Half of the mass on either side before the first update, and so about log 2 over the first few.
         assert abs(taught[0]["loss"] - np.log(2)) < 0.1
