@@ -35,6 +35,24 @@ def from_states(config, *, hidden):
     config.rsft.augment = False
 
 
+def guided(config):
+    """A guided prior on a codebook of two decoder layers, and what refines it best: docs/base_policy.md."""
+    config.autoencoder.decoder_layers = 2
+    config.codebook.learning_rate = 5e-3
+    config.codebook.action_weight = 10.0
+    config.codebook.mixed_share = 0.5
+    config.encoder.lowdim_width = 256
+    config.prior.head = "digits"
+    config.prior.guide = (512,)
+    config.prior.guide_decoded = 1.0
+    config.prior.layers = 1
+    config.rsft.learning_rate = 1e-4
+    config.spo.epochs = 2
+    config.spo.learning_rate = 1e-4
+    config.spo.clip_low = 0.8
+    config.spo.clip_high = 1.3
+
+
 def from_small_images(config, *, size):
     """Cameras of `size` pixels a side."""
     config.env.image_size = size

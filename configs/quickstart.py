@@ -21,6 +21,7 @@ def get_config():
     common.from_states(config, hidden=(512, 512))
     common.batches(config, 128)
     common.few_groups(config, 40)
+    common.guided(config)
 
     config.env.tasks = ("reach-v3", "push-v3", "pick-place-v3", "sweep-into-v3", "door-open-v3")
     config.env.horizon = 150
@@ -31,29 +32,14 @@ def get_config():
     config.reference.steps = 1500
     config.reference.batch_size = 128
 
-    config.autoencoder.decoder_layers = 2
     config.codebook.steps = 1000
-    config.codebook.learning_rate = 5e-3
-    config.codebook.action_weight = 10.0
-    config.codebook.mixed_share = 0.5
-
-    config.encoder.lowdim_width = 256
-    config.prior.head = "digits"
-    config.prior.guide = (512,)
-    config.prior.guide_decoded = 1.0
-    config.prior.layers = 1
     config.imitation.steps = 1500
 
     config.rsft.successes_per_task = 100
     config.rsft.max_rollouts_per_task = 300
-    config.rsft.learning_rate = 1e-4
     config.rsft.steps = 500
 
     config.spo.iterations = 36
-    config.spo.epochs = 2
-    config.spo.learning_rate = 1e-4
-    config.spo.clip_low = 0.8
-    config.spo.clip_high = 1.3
 
     config.report.videos = 2
     return config
