@@ -92,4 +92,5 @@ def _row(run: Run, name: str, record: EpisodeRecord) -> dict:
         "seed": run.config.seed,
         "success": bool(record.success),
         "steps": record.steps,
+        **({"stages": list(record.stages)} if record.stages else {}),
     }

@@ -54,7 +54,8 @@ class EpisodeRecord:
 
     `decisions[name]` `[D, ...]` stacks each further output of the policy, `actions` `[D, E, A]` what was sent to the
     simulator (the last chunk may not have been executed to its end), `observations[key]` `[D, ...]` what the policy
-    saw (None unless asked for). `steps` counts simulator steps. All but the two times repeat exactly.
+    saw (None unless asked for). `steps` counts simulator steps; `stages` says which stages of the task were done, for
+    a task that has some. All but the two times repeat exactly.
     """
 
     request: EpisodeRequest
@@ -66,6 +67,7 @@ class EpisodeRecord:
     frames: list[np.ndarray]
     physics_s: float
     render_s: float
+    stages: tuple[bool, ...] = ()
 
 
 @dataclasses.dataclass
@@ -100,6 +102,7 @@ class Episode:
         self.steps = 0
         self.physics_s = 0.0
         self.render_s = 0.0
+        self.stages: tuple[bool, ...] = ()
         self.frames: list[np.ndarray] = []
         self.seen: list[Observation] = []
         self.actions: list[np.ndarray] = []
@@ -111,6 +114,7 @@ class Episode:
         self.steps += result.steps
         self.physics_s += result.physics_s
         self.render_s += result.render_s
+        self.stages = result.stages
         self.frames.extend(result.frames)
 
     def decide(self, action: np.ndarray, extras: dict[str, np.ndarray], *, keep_observation: bool) -> None:
@@ -132,6 +136,7 @@ class Episode:
             frames=self.frames,
             physics_s=self.physics_s,
             render_s=self.render_s,
+            stages=self.stages,
         )
 
 

@@ -45,14 +45,14 @@ def usable_cpus() -> int:
     return os.cpu_count() or 1
 
 
-def usage(name: str) -> str:
+def usage(name: str, suite: str = DEFAULT_SUITE) -> str:
     return (
-        f"usage: python experiments/{name}.py [--suite={DEFAULT_SUITE}] [--seeds=3 | --seeds=1,2,3] "
+        f"usage: python experiments/{name}.py [--suite={suite}] [--seeds=3 | --seeds=1,2,3] "
         "[--scale=smoke|small|paper] [--out=DIR] [--jobs=N]"
     )
 
 
-def parse(name: str, arguments: Sequence[str]) -> Options:
+def parse(name: str, arguments: Sequence[str], default_suite: str = DEFAULT_SUITE) -> Options:
     """Raises ConfigError, one line, for anything that makes no sense."""
     given, overrides = configs.split_arguments(arguments)
     unknown = sorted(given.keys() - {"suite", "seeds", "scale", "out", "jobs"})
@@ -62,8 +62,8 @@ def parse(name: str, arguments: Sequence[str]) -> Options:
             "file, change it there, and name it with --suite"
         )
     if unknown:
-        raise configs.ConfigError(f"unknown option --{unknown[0]}; {usage(name)}")
-    suite = expanded(given.get("suite", DEFAULT_SUITE))
+        raise configs.ConfigError(f"unknown option --{unknown[0]}; {usage(name, default_suite)}")
+    suite = expanded(given.get("suite", default_suite))
     if not suite.is_file() and not suite.is_absolute() and (_ROOT / suite).is_file():
         suite = _ROOT / suite
     scale = given.get("scale", "small")

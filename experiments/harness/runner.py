@@ -26,7 +26,7 @@ from cso_jax.cli import fail, run_command
 from cso_jax.files import rewrite_jsonl
 from cso_jax.stopping import EXIT_INTERRUPTED, EXIT_STOPPED, stop_on_signals
 from harness import plots, results, tables
-from harness.options import Options, parse, usage
+from harness.options import DEFAULT_SUITE, Options, parse, usage
 from harness.plans import MakeVariants, Plan, make_plans
 from harness.variants import Variant
 
@@ -38,7 +38,8 @@ class Experiment:
     `variants(config)` makes the rows for a suite's config; `reference` is the name of the one that the others are
     compared with. `finish(outcome)` draws and tabulates beyond the standard table and plots, or in their place where
     `standard` is False. `base` says whether the variants start from base runs, which go as far as R-SFT. `log_ratios`
-    keeps per-episode log-ratios of every SPO run (see harness/log_ratios.py).
+    keeps per-episode log-ratios of every SPO run (see harness/log_ratios.py). `suite` is the config that it runs where
+    none is given.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Experiment:
     base: bool = True
     log_ratios: bool = False
     finish: Callable[["Outcome"], None] | None = None
+    suite: str = DEFAULT_SUITE
 
     @property
     def title(self) -> str:
@@ -233,10 +235,10 @@ def main(experiment: Experiment, arguments: Sequence[str] | None = None, *, run:
     """The command line of an experiment; returns 0, 1 where something failed, 130 or 143 when stopped."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if "--help" in arguments:
-        telemetry.show(f"{inspect.cleandoc(experiment.claim)}\n\n{usage(experiment.name)}")
+        telemetry.show(f"{inspect.cleandoc(experiment.claim)}\n\n{usage(experiment.name, experiment.suite)}")
         return 0
     try:
-        options = parse(experiment.name, arguments)
+        options = parse(experiment.name, arguments, experiment.suite)
         configs.load(options.suite)  # before the folder is made
         _make_folder(options.out)
         bases, cells, chosen = make_plans(

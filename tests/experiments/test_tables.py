@@ -6,10 +6,12 @@ import importlib
 import clipping
 import numpy as np
 import pytest
+import robot
 from harness import log_ratios, results, tables
 from harness.log_ratios import LogRatios
 from harness.variants import Variant
 
+from cso_jax import defaults
 from cso_jax.files import append_jsonl
 
 VARIANTS = (
@@ -17,6 +19,8 @@ VARIANTS = (
     Variant("b", "50 % of it", {}),
     Variant("c", "never run", {}, paper={"Long": "91.5 ± 0.7"}),
 )
+
+ROBOT = robot.methods(defaults.benchmark("tabletop"))
 
 
 @pytest.fixture
@@ -160,3 +164,44 @@ def test_log_ratios_by_unit():
     np.testing.assert_allclose(log_ratios.prefix_variance(alike, everything, least=2)[1:], [[1, 4], [1, 2]])
     twice = log_ratios.together([ratios, ratios])
     assert len(twice.success) == 4 and twice.episode.tolist() == [0, 0, 1, 2, 2, 3]
+
+
+@pytest.fixture
+def on_the_arm(tmp_path):
+    """One seed of CSO and none of the others: 4 of 5 buttons; of 8 sequences 6 reach stage 1 and 3 of those stage 2."""
+    outcomes = [("press-button", [won]) for won in (1, 1, 1, 1, 0)]
+    outcomes += [("sequential-placement", list(s)) for s in [(1, 1)] * 3 + [(1, 0)] * 3 + [(0, 0)] * 2]
+    append_jsonl(tmp_path / "episodes.jsonl", [
+        {"stage": "spo", "task": task, "init": f"eval:{task}:{i}", "seed": 1, "success": bool(all(stages)),
+         "stages": [bool(stage) for stage in stages]}
+        for i, (task, stages) in enumerate(outcomes)
+    ])  # fmt: skip
+    row = {"workdir": str(tmp_path), "stage": "spo", "seed": 1, "successes": 7, "episodes": 13, "success": 7 / 13}
+    return {variant.name: [row] if variant.name == "spo" else [] for variant in ROBOT}
+
+
+def test_success_on_the_arm_by_task_beside_the_paper(on_the_arm):
+    table = robot.success_table(on_the_arm, ROBOT, "A title")
+    assert table.columns == ["", "Press Button", "Sequential Placement", "all", "n per task (seeds)", "against CSO"]
+    cells = {line[0]: line[1:] for line in table.cells()}
+    # Wilson of 4 of 5, 3 of 8, 7 of 13.
+    assert cells["CSO (simulated)"] == [
+        "80.0 [37.6, 96.4]", "37.5 [13.7, 69.4]", "53.8 [29.1, 76.8]", "5-8 (1)", "-"
+    ]  # fmt: skip
+    assert cells["QueST + RIPT (simulated)"] == ["-"] * 5
+    assert cells["CSO (paper)"] == ["80", "30", "61.0", "20", "-"]
+    assert cells["VQ-BeT (paper)"][2] == "29.0"
+
+
+def test_stages_count_where_those_before_were_done(on_the_arm):
+    table = robot.stage_table(on_the_arm, ROBOT, "A title")
+    assert table.columns == ["", "stage 1", "stage 2, given those before", "overall", "n"]
+    cells = {line[0]: line[1:] for line in table.cells()}
+    # Wilson of 6 of 8, 3 of 6, 3 of 8.
+    assert cells["CSO (simulated)"] == ["75.0 [40.9, 92.9]", "50.0 [18.8, 81.2]", "37.5 [13.7, 69.4]", "8"]
+    assert cells["imitation (QueST) (simulated)"] == ["-", "-", "-", "0"]
+    assert cells["QueST (paper)"] == ["40", "25", "10", "20"]
+
+
+def test_without_stages_there_is_no_table_of_them(rows):
+    assert robot.stage_table(rows, VARIANTS, "A title") is None

@@ -1,5 +1,6 @@
 """A whole run whose episodes are all executed by a robot behind a socket."""
 
+import dataclasses
 from pathlib import Path
 
 from support import cascade
@@ -12,11 +13,28 @@ from cso_jax.runtime.simulated_robot import schema_of
 CONFIG = Path(__file__).parents[1] / "configs" / "robot.py"
 
 
+class Staged:
+    """An environment whose tasks have two stages: something was executed; it is done."""
+
+    def __init__(self, environment):
+        self._environment = environment
+
+    def reset(self, init, *, record=False):
+        return dataclasses.replace(self._environment.reset(init, record=record), stages=(False, False))
+
+    def step_chunk(self, actions):
+        result = self._environment.step_chunk(actions)
+        return dataclasses.replace(result, stages=(True, result.success))
+
+    def close(self):
+        self._environment.close()
+
+
 def test_the_cascade_runs_on_a_robot(tmp_path, finished, run_environment):
     settings = envs.benchmark("fake").default_config()["env"]
     (tmp_path / "robot.json").write_text(schema_of(settings).to_json())
     (environment,) = envs.make_environments(settings, 1)
-    with RobotServer(schema_of(settings), environment, port=0) as server:
+    with RobotServer(schema_of(settings), Staged(environment), port=0) as server:
         done = cascade.run(
             tmp_path / "run", run_environment, f"env.schema={tmp_path / 'robot.json'}",
             f"env.robots=('ws://127.0.0.1:{server.port}',)", f"demos.folder={finished / 'demos'}", config=CONFIG,
@@ -24,6 +42,7 @@ def test_the_cascade_runs_on_a_robot(tmp_path, finished, run_environment):
     assert done.returncode == 0, done.stderr
     rows = read_jsonl(tmp_path / "run" / "episodes.jsonl")
     assert {row["stage"] for row in rows} == {"imitation", "rsft", "spo"} and len(rows) == 3 * 3 * 4
+    assert all(row["stages"] == [True, row["success"]] for row in rows)
     # The demonstrations and the networks are those of the run in the simulator, and so are its initial states.
     here, there = (
         {row["init"]: row["success"] for row in read_jsonl(place / "episodes.jsonl") if row["stage"] == "imitation"}
