@@ -23,7 +23,8 @@ def get_config():
     config.reference.steps = 3000
     config.reference.batch_size = 128
 
-    config.codebook.steps = 2000
+    config.codebook.steps = 2500
+    config.codebook.squared_weight = 1.0
     config.imitation.steps = 3000
 
     config.rsft.successes_per_task = 100

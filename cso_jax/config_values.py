@@ -40,6 +40,7 @@ _BEFORE = {
     "codebook.weighted_actions": 8,
     "codebook.action_weight": 1.0,
     "codebook.mixed_share": 0.0,
+    "codebook.squared_weight": 0.0,
 }
 
 

@@ -107,6 +107,7 @@ def _common() -> ConfigDict:
     config.codebook = _optimisation(steps=30_000, batch_size=1024, learning_rate=1e-4, final_learning_rate=1e-5)
     config.codebook.weighted_actions = 8  # the first of a chunk; 8 are executed
     config.codebook.action_weight = 1.0  # of their errors in the loss, against 1 of the others
+    config.codebook.squared_weight = 0.0  # of the squared error, beside Eq. 1's absolute one
     config.codebook.mixed_share = 0.0  # of the chunks, each of their dimensions from another chunk of the batch
     config.imitation = _optimisation(steps=100_000, batch_size=256, learning_rate=1e-4, final_learning_rate=1e-5)
     config.imitation.keep = "last"  # or "best": the state of the lowest validation loss

@@ -17,7 +17,7 @@ from cso_jax.policies.agent import Agent
 from cso_jax.results import ROWS
 from cso_jax.run import Run, RunError
 from cso_jax.runtime import artifact, program
-from cso_jax.runtime.manifest import Action, Entry, Limits, Manifest, Task
+from cso_jax.runtime.manifest import Action, Entry, Frame, Limits, Manifest, Task
 from cso_jax.stages import table
 from cso_jax.statistics import wilson
 
@@ -98,6 +98,7 @@ def manifest_of(run: Run, agent: Agent, choice: Choice, size: int) -> Manifest:
             units=interface.units,
             rate_hz=interface.rate_hz,
             scaled=interface.scaled,
+            frame=None if agent.frame is None else Frame(**vars(agent.frame)),
         ),
         sampling={"temperature": float(temperature), "top_k": float(top_k)},
         tasks=tuple(Task(task, envs.sentence(run.settings, task)) for task in run.tasks),

@@ -39,11 +39,23 @@ def reconstruction_l1(reconstruction: chex.Array, actions: chex.Array, weight: c
 
     `weight` `[T]` counts the error of each action that many times, relative to their mean; None counts all alike.
     """
+    return _weighted(jnp.abs(_difference(reconstruction, actions)), weight)
+
+
+def reconstruction_l2(reconstruction: chex.Array, actions: chex.Array, weight: chex.Array | None = None) -> chex.Array:
+    """Mean squared error of the same, weighted alike."""
+    return _weighted(jnp.square(_difference(reconstruction, actions)), weight)
+
+
+def _difference(reconstruction: chex.Array, actions: chex.Array) -> chex.Array:
     chex.assert_equal_shape([reconstruction, actions])
     chex.assert_rank(actions, 3)
-    error = jnp.abs(reconstruction.astype(jnp.float32) - actions.astype(jnp.float32))
+    return reconstruction.astype(jnp.float32) - actions.astype(jnp.float32)
+
+
+def _weighted(error: chex.Array, weight: chex.Array | None) -> chex.Array:
     if weight is not None:
-        chex.assert_shape(weight, (actions.shape[1],))
+        chex.assert_shape(weight, (error.shape[1],))
         error *= (weight / jnp.mean(weight))[:, None]
     return jnp.mean(error)
 

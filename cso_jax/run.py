@@ -131,6 +131,7 @@ class Run:
             self.tasks,
             sampling or Sampling(chosen.temperature, chosen.top_k),
             self.config.execution_horizon,
+            self.spec.frame,
         )
 
     def rollout(

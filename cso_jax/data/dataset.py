@@ -10,13 +10,23 @@ import h5py
 import numpy as np
 
 from cso_jax.data.store import StoreError, opening_error
+from cso_jax.envs.protocol import ChunkFrame
 
 
 class ChunkWindows:
     """Every window of T consecutive actions of every episode; past its end an episode repeats its last action."""
 
-    def __init__(self, episodes: Sequence[np.ndarray], chunk_length: int):
-        """`episodes`: arrays `[N_i, A]`."""
+    def __init__(
+        self,
+        episodes: Sequence[np.ndarray],
+        chunk_length: int,
+        *,
+        frame: ChunkFrame | None = None,
+        seen: Sequence[np.ndarray] = (),
+    ):
+        """`episodes`: arrays `[N_i, A]`. With a `frame` the windows are relative in it to what was `seen` `[N_i, A]`."""
+        self._frame = frame
+        self._seen = np.concatenate(seen).astype(np.float32) if frame is not None else None
         self._actions = np.concatenate(episodes).astype(np.float32)
         lengths = np.array([len(actions) for actions in episodes])
         self._last = np.repeat(np.cumsum(lengths) - 1, lengths)
@@ -30,7 +40,11 @@ class ChunkWindows:
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Chunks `[B, T, A]` that start at `rows` `[B]`."""
-        return self._actions[np.minimum(rows[:, None] + self._offsets, self._last[rows][:, None])]
+        chunks = self._actions[np.minimum(rows[:, None] + self._offsets, self._last[rows][:, None])]
+        if self._frame is None or self._seen is None:
+            return chunks
+        relative: np.ndarray = self._frame.relative(chunks, self._seen[rows])
+        return relative
 
 
 class StoredImages:

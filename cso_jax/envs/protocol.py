@@ -69,12 +69,43 @@ def require_eval(init: InitState) -> EvalInit:
 
 
 @dataclasses.dataclass(frozen=True)
+class ChunkFrame:
+    """How a chunk of absolute commands is told relative to where the robot is when it is decided.
+
+    `key` is a low-dimensional entry `[A]`. In an action's units the robot is at `scale * entry + offset`; a relative
+    action is the distance from there in units of `spread`. Where `scale` and `offset` are 0 and `spread` is 1 an action
+    stays absolute. What is far from 0 everywhere, and nearly the same over a whole chunk, costs a codebook most of its
+    resolution.
+    """
+
+    key: str
+    scale: tuple[float, ...]
+    offset: tuple[float, ...]
+    spread: tuple[float, ...]
+
+    def relative(self, chunks: Any, entry: Any) -> Any:
+        """Chunks `[B, T, A]` of absolute actions, decided where `entry` `[B, A]` was seen, as relative ones."""
+        return (chunks - self._origin(entry)) / np.asarray(self.spread, np.float32)
+
+    def absolute(self, chunks: Any, entry: Any) -> Any:
+        """The inverse of `relative`."""
+        return chunks * np.asarray(self.spread, np.float32) + self._origin(entry)
+
+    def _origin(self, entry: Any) -> Any:
+        return (entry * np.asarray(self.scale, np.float32) + np.asarray(self.offset, np.float32))[:, None, :]
+
+
+@dataclasses.dataclass(frozen=True)
 class EnvSpec:
-    """Shapes of one environment: `lowdim` key -> P, `images` key -> (H, W, 3), and the action's dimension A."""
+    """Shapes of one environment: `lowdim` key -> P, `images` key -> (H, W, 3), and the action's dimension A.
+
+    Policies learn and predict their chunks in `frame`, where there is one; the environment executes absolute ones.
+    """
 
     lowdim: Mapping[str, int]
     images: Mapping[str, tuple[int, int, int]]
     action_dim: int
+    frame: ChunkFrame | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +140,27 @@ class RobotInterface:
     scaled: bool = False
     orientation: str = "upright"
     limits: JointLimits | None = None
+
+
+def joint_frame(key: str, interface: RobotInterface) -> ChunkFrame:
+    """Chunks relative to the measured joints, an entry `[A]` in the units of the commands.
+
+    What is no joint (a gripper) stays absolute. The spread is two steps at full speed. Raises ValueError for a robot
+    whose commands are no joint positions.
+    """
+    limits = interface.limits
+    if limits is None:
+        raise ValueError("commands without joint limits are no joint positions, and cannot be relative to them")
+    joints = len(limits.joints)
+    rest = len(interface.names) - joints
+    low, high = np.asarray(interface.low[:joints]), np.asarray(interface.high[:joints])
+    unit = 2.0 / (high - low)
+    return ChunkFrame(
+        key,
+        scale=(*unit.tolist(), *(0.0,) * rest),
+        offset=(*(-low * unit - 1.0).tolist(), *(0.0,) * rest),
+        spread=(*(2.0 * np.asarray(limits.max_step) * unit).tolist(), *(1.0,) * rest),
+    )
 
 
 @dataclasses.dataclass

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from cso_jax.envs.protocol import ChunkResult, Environment, EnvSpec, InitState, JointLimits, RobotInterface
+from cso_jax.envs.protocol import ChunkResult, Environment, EnvSpec, InitState, JointLimits, RobotInterface, joint_frame
 from cso_jax.files import expanded
 from cso_jax.rules import at_least_one, one_of
 from cso_jax.runtime.requests import Refusal, read_refusal
@@ -30,6 +30,8 @@ NEUTRAL = ("robots", "token_file", "answer_s", "connect_s")
 SMOKE: dict[str, Any] = {}
 SMOKE_TASKS: tuple[str, ...] = ()
 EVALUATION_STATES: int | None = None
+PROPRIO = "proprio"
+"""The entry with the measured positions of what is commanded, for relative chunks."""
 
 
 class RobotError(RuntimeError):
@@ -54,6 +56,7 @@ def default_config() -> dict[str, Any]:
         "answer_s": 900.0,  # for a scene to be laid, or a chunk to be executed
         "connect_s": 30.0,  # for a robot to be found: its program may be starting, or ending another connection
         "horizon": 400,  # actions per episode at most
+        "chunks": "absolute",  # or "relative": what policies predict, angles from where the joints are
     }
     rollout = {"workers": 1, "slots": 1, "step_timeout_s": 1000.0, "start_timeout_s": 1000.0, "max_attempts": 5}
     return {"env": env, "rollout": rollout}
@@ -62,6 +65,7 @@ def default_config() -> dict[str, Any]:
 def problems(settings: Mapping[str, Any]) -> list[str]:
     """Everything wrong with the values of `config.env`, one line each."""
     found = one_of("env.obs", settings["obs"], ("pixels", "state")) + at_least_one("env.horizon", settings["horizon"])
+    found += one_of("env.chunks", settings["chunks"], ("absolute", "relative"))
     if settings.get("history", 1) > 1:
         found.append("config.env.history is 1 for robots: they are looked at once per decision")
     if not settings["schema"]:
@@ -71,7 +75,7 @@ def problems(settings: Mapping[str, Any]) -> list[str]:
     if not found and _file(settings).is_file():
         try:
             images = bool(spec(settings).images)
-        except SchemaError as error:
+        except (SchemaError, ValueError) as error:
             return [str(error)]
         if images != (settings["obs"] == "pixels"):
             found.append(f"config.env.obs is {settings['obs']}, but the schema has {'' if images else 'no '}cameras")
@@ -104,12 +108,22 @@ def sentence(settings: Mapping[str, Any], task: str) -> str:
 def spec(settings: Mapping[str, Any]) -> EnvSpec:
     """The schema's shapes."""
     schema = _schema(settings)
+    lowdim = {entry.name: entry.shape[0] for entry in schema.observation if entry.kind == "lowdim"}
+    frame = None
+    if settings["chunks"] == "relative":
+        if schema.limits is None or lowdim.get(PROPRIO) != len(schema.commands.names):
+            raise ValueError(
+                "config.env.chunks=relative takes a robot whose schema has limits of joints and an entry "
+                f"{PROPRIO!r} with their positions, one number per command; {settings['schema']} has not"
+            )
+        frame = joint_frame(PROPRIO, robot_interface(settings))
     return EnvSpec(
-        lowdim={entry.name: entry.shape[0] for entry in schema.observation if entry.kind == "lowdim"},
+        lowdim=lowdim,
         images={
             entry.name: (entry.shape[0], entry.shape[1], 3) for entry in schema.observation if entry.kind == "image"
         },
         action_dim=len(schema.commands.names),
+        frame=frame,
     )
 
 

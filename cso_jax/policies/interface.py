@@ -129,11 +129,12 @@ class SkillPolicy(Policy, Protocol):
         *,
         weight: jax.Array | None = None,
         mixed_share: float = 0.0,
+        squared_weight: float = 0.0,
     ) -> Loss:
         """The loss of the stage codebook on `chunk` `[B, T, A]` (Eq. 1); the metrics hold `codes` `[B, K]` too.
 
         `weight` `[T]`: how much the error of each action counts; None counts all alike. `mixed_share`: how many of the
-        chunks take each dimension from another one.
+        chunks take each dimension from another one. `squared_weight`: of the squared error that is added.
         """
 
     def tokenise(self, variables: Variables, chunks: jax.Array) -> jax.Array:

@@ -72,6 +72,19 @@ class Entry(Checked):
 
 
 @dataclasses.dataclass(frozen=True)
+class Frame(Checked):
+    """What the policy's own chunks are relative to: `cso_jax.envs.protocol.ChunkFrame`, whose fields these are.
+
+    Answers are absolute; this is for whoever makes `act` again.
+    """
+
+    key: str
+    scale: tuple[float, ...]
+    offset: tuple[float, ...]
+    spread: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
 class Action(Checked):
     """What a call of the policy answers: `chunk_length` actions of size `dim`, each within `low` and `high`.
 
@@ -89,6 +102,7 @@ class Action(Checked):
     units: str
     rate_hz: float | None
     scaled: bool = False
+    frame: Frame | None = None
 
     def _check(self) -> None:
         _require(self.dim >= 1, "action.dim", "at least 1", self.dim)

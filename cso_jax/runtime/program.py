@@ -39,19 +39,24 @@ def unflatten(flat: Mapping[str, Any], like: Mapping[str, Any], prefix: str = ""
 
 def make_act(policy: Any, like: Mapping[str, Any], manifest: Manifest) -> Act:
     """`act` of an `ActingPolicy` whose variables have the structure `like`, drawing as the manifest says."""
+    from cso_jax.envs.protocol import ChunkFrame
+    from cso_jax.policies.agent import decide_absolutely
     from cso_jax.policies.interface import Sampling
 
     sampling = Sampling(manifest.sampling["temperature"], int(manifest.sampling["top_k"]))
+    frame = None if manifest.action.frame is None else ChunkFrame(**vars(manifest.action.frame))
     low, high = (np.asarray(bound, np.float32) for bound in (manifest.action.low, manifest.action.high))
 
     def act(parameters, observation, task, episode_keys, decision_index):
-        decision = policy.decide(
+        decision = decide_absolutely(
+            policy,
             unflatten(parameters, like),
             {**observation, "task": task},
             episode_keys,
             decision_index,
             sampling=sampling,
             execution_horizon=manifest.action.chunk_length,
+            frame=frame,
         )
         if not manifest.action.scaled:
             return decision.actions

@@ -29,6 +29,8 @@ def problems(config: ConfigDict) -> list[str]:
             f"config.codebook.weighted_actions is {config.codebook.weighted_actions}, but a chunk has "
             f"{config.autoencoder.chunk_length} actions"
         )
+    if settings.squared_weight < 0:
+        found.append(f"config.codebook.squared_weight must not be negative; got {settings.squared_weight}")
     if config.codebook.mixed_share > 1:
         found.append(
             f"config.codebook.mixed_share is a share of the chunks, at most 1; got {config.codebook.mixed_share}"
@@ -42,10 +44,8 @@ def run_stage(run: Run) -> None:
     if usage.exists() and run.finished(STAGE):
         return
     settings = run.config.codebook
-    windows = ChunkWindows(
-        [demos.actions_of(run, episode) for task in demos.load(run, images=False) for episode in task],
-        run.config.autoencoder.chunk_length,
-    )
+    episodes = [episode for task in demos.load(run, images=False) for episode in task]
+    windows = demos.windows(run, episodes, run.config.autoencoder.chunk_length)
     order = BatchOrder(settings.batch_size, len(windows), run.seed(STAGE, "order"))
     optimiser, schedule = optimiser_of(settings, settings.steps)
     variables = run.fresh_variables(run.key("init"))
@@ -57,6 +57,7 @@ def run_stage(run: Run) -> None:
         policy.codebook_loss,
         weight=weight if settings.action_weight != 1.0 else None,
         mixed_share=settings.mixed_share,
+        squared_weight=settings.squared_weight,
     )
 
     def summarise(_state, rows):

@@ -1,6 +1,6 @@
 """Stage demos: one HDF5 file of demonstrations per task, made by scripted experts or found among official files."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from cso_jax import envs, experts, policies, rules, telemetry
 from cso_jax.data import store
+from cso_jax.data.dataset import ChunkWindows
 from cso_jax.data.libero import official
 from cso_jax.experts.protocol import CollectDemo, Demonstration
 from cso_jax.files import expanded
@@ -278,3 +279,14 @@ def _read(run: Run, task: str, images: bool) -> list[store.StoredEpisode]:
 def actions_of(run: Run, episode: store.StoredEpisode) -> np.ndarray:
     """The actions to imitate, `[N, A]`: what was executed, or what the expert meant (config.demos.label)."""
     return episode.arrays["actions" if run.config.demos.label == "executed" else "expert_actions"]
+
+
+def windows(run: Run, episodes: Sequence[store.StoredEpisode], chunk_length: int) -> ChunkWindows:
+    """Every chunk of the episodes, as the policies of the run learn it (`EnvSpec.frame`)."""
+    frame = run.spec.frame
+    return ChunkWindows(
+        [actions_of(run, episode) for episode in episodes],
+        chunk_length,
+        frame=frame,
+        seen=[] if frame is None else [episode.observations[frame.key] for episode in episodes],
+    )

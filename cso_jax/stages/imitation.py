@@ -10,7 +10,7 @@ import optax
 from ml_collections import ConfigDict
 
 from cso_jax import learner, rules
-from cso_jax.data.dataset import BatchOrder, ChunkWindows, History, Rows, StoredImages
+from cso_jax.data.dataset import BatchOrder, History, Rows, StoredImages
 from cso_jax.data.store import StoredEpisode
 from cso_jax.policies.interface import Variables
 from cso_jax.run import Run, RunError
@@ -119,7 +119,7 @@ def split(run: Run, by_task: Sequence[Sequence[StoredEpisode]]) -> dict[str, lis
 
 def _rows(run: Run, variables: Variables, chosen: Sequence[tuple[int, StoredEpisode]], in_memory: bool) -> Rows:
     wants = run.policy.wants
-    windows = ChunkWindows([demos.actions_of(run, episode) for _, episode in chosen], wants.chunk_length)
+    windows = demos.windows(run, [episode for _, episode in chosen], wants.chunk_length)
     columns: dict[str, Any] = {
         name: np.concatenate([episode.observations[name] for _, episode in chosen]) for name in run.spec.lowdim
     }

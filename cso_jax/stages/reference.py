@@ -11,7 +11,6 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from cso_jax.data.dataset import ChunkWindows
 from cso_jax.policies import bc
 from cso_jax.policies.agent import Agent
 from cso_jax.policies.interface import Sampling, SkillPolicy, Variables
@@ -72,7 +71,7 @@ def chunk_errors(run: Run) -> dict[str, float]:
     """
     parts = imitation.split(run, demos.load(run, images=False))
     chosen = [episode for _, episode in parts["validation"] or parts["training"]]
-    windows = ChunkWindows([demos.actions_of(run, one) for one in chosen], run.skill_policy.wants.chunk_length)
+    windows = demos.windows(run, chosen, run.skill_policy.wants.chunk_length)
     rows = np.linspace(0, len(windows) - 1, min(_CHUNKS, len(windows))).astype(int)
     chunks = windows.take(rows)
     errors = np.abs(np.asarray(_given_back(run.skill_policy, jax.device_put(_codebook(run)), chunks)) - chunks)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cso_jax.envs.gl import configure_gl
-from cso_jax.envs.protocol import Environment, EnvSpec, JointLimits, RobotInterface
+from cso_jax.envs.protocol import Environment, EnvSpec, JointLimits, RobotInterface, joint_frame
 from cso_jax.envs.slot import Slot
 from cso_jax.envs.tabletop import package
 from cso_jax.envs.tabletop.environment import Observer, TabletopSimulation
@@ -52,6 +52,7 @@ def default_config() -> dict[str, Any]:
         "image_size": 128,
         "horizon": 400,  # control steps at most; tasks of one stage end sooner
         "control_hz": 20,  # actions per second
+        "chunks": "relative",  # what policies predict: angles from where the joints are; or "absolute"
         "render": {"shadows": False, "reflections": False, "msaa": 0},
         "video_size": 160,
         "video_every": 4,  # control steps between frames
@@ -83,10 +84,11 @@ def sentence(settings: Mapping[str, Any], task: str) -> str:
 def spec(settings: Mapping[str, Any]) -> EnvSpec:
     """Observation and action shapes under `settings`; builds no simulator."""
     chosen = Settings.of(settings)
+    frame = joint_frame("proprio", robot_interface(settings)) if chosen.chunks == "relative" else None
     if chosen.obs == "state":
-        return EnvSpec({"proprio": PROPRIO_DIM, "state": STATE_DIM}, {}, ACTION_DIM)
+        return EnvSpec({"proprio": PROPRIO_DIM, "state": STATE_DIM}, {}, ACTION_DIM, frame)
     size = (chosen.image_size, chosen.image_size, 3)
-    return EnvSpec({"proprio": PROPRIO_DIM}, dict.fromkeys(chosen.cameras, size), ACTION_DIM)
+    return EnvSpec({"proprio": PROPRIO_DIM}, dict.fromkeys(chosen.cameras, size), ACTION_DIM, frame)
 
 
 def robot_interface(settings: Mapping[str, Any]) -> RobotInterface:

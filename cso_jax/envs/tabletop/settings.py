@@ -28,6 +28,7 @@ class Settings:
     image_size: int = 128
     horizon: int = 400
     control_hz: int = 20
+    chunks: str = "relative"
     render: Mapping[str, Any] = dataclasses.field(default_factory=lambda: dict(_PLAIN))
     video_size: int = 160
     video_every: int = 4
@@ -56,6 +57,7 @@ def problems(settings: Mapping[str, Any]) -> list[str]:
     chosen = Settings._read(settings)
     found = one_of("env.robot", chosen.robot, tuple(ROBOTS))
     found += one_of("env.obs", chosen.obs, ("pixels", "state"))
+    found += one_of("env.chunks", chosen.chunks, ("relative", "absolute"))
     for name in ("image_size", "horizon", "video_size", "video_every", "history"):
         found += at_least_one(f"env.{name}", getattr(chosen, name))
     if chosen.control_hz not in RATES:

@@ -236,8 +236,12 @@ class QuestPolicy:
         *,
         weight: jax.Array | None = None,
         mixed_share: float = 0.0,
+        squared_weight: float = 0.0,
     ) -> Loss:
         """The reconstruction of `chunk` `[B, T, A]` (Eq. 1), its actions weighted by `weight` `[T]`.
+
+        An absolute error alone is least at the median: a dimension that mostly rests is then given back as rest, and
+        small motions shrink. `squared_weight` adds the squared error, which is least at the mean.
 
         A `mixed_share` of the chunks is made of several (`augment.mix_dimensions`). The metrics hold `codes` `[B, K]`,
         the indices, too.
@@ -254,6 +258,8 @@ class QuestPolicy:
             rngs={"dropout": key},
         )
         loss = objectives.reconstruction_l1(reconstruction, chunk, weight)
+        if squared_weight:
+            loss += squared_weight * objectives.reconstruction_l2(reconstruction, chunk, weight)
         return Loss(loss, {}, {"codes": indices})
 
     def loss(
