@@ -24,7 +24,7 @@ class ChunkWindows:
         frame: ChunkFrame | None = None,
         seen: Sequence[np.ndarray] = (),
     ):
-        """`episodes`: arrays `[N_i, A]`. With a `frame` the windows are relative in it to what was `seen` `[N_i, A]`."""
+        """`episodes`: arrays `[N_i, A]`. With a `frame` the windows are relative to what was `seen` `[N_i, A]`."""
         self._frame = frame
         self._seen = np.concatenate(seen).astype(np.float32) if frame is not None else None
         self._actions = np.concatenate(episodes).astype(np.float32)
