@@ -215,7 +215,7 @@ class PolicyClient:
         except InvalidURI as error:
             raise ClientError(f"{self.url}: expected ws://HOST:PORT ({error})") from None
         try:
-            _give_up_after(socket, self.timeout_s)
+            give_up_after(socket, self.timeout_s)
             self._greeted(socket.recv(max(0.1, until - time.monotonic())))
         except BaseException:
             self._drop()
@@ -293,7 +293,7 @@ class PolicyClient:
         )
 
 
-def _give_up_after(socket: ClientConnection, seconds: float) -> None:
+def give_up_after(socket: ClientConnection, seconds: float) -> None:
     """Have the kernel end a connection whose other side takes nothing in, so that sending cannot block for ever."""
     option = getattr(sockets, "TCP_USER_TIMEOUT", None)
     if option is not None:

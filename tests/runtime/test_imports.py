@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-WITHOUT_JAX = ("manifest", "serving", "wire", "requests", "server", "client", "chunks", "control", "safety", "robot")
+WITHOUT_JAX = (
+    "manifest", "serving", "wire", "requests", "server", "client", "chunks", "control", "safety", "robot", "rosbridge",
+    "rosbridge_link",
+)  # fmt: skip
 _BLOCK = """
 import sys
 class Block:
@@ -30,7 +33,9 @@ def _names(file: str) -> set[str]:
     return {line.partition("==")[0].replace("-", "_").lower() for line in lines if "==" in line}
 
 
-@pytest.mark.parametrize("modules", [WITHOUT_JAX, ("client", "control")], ids=["all", "a robot's program"])
+@pytest.mark.parametrize(
+    "modules", [WITHOUT_JAX, ("client", "control"), ("rosbridge",)], ids=["all", "a robot's program", "ROS"]
+)
 def test_jax_is_not_loaded(modules):
     imports = "; ".join(f"import cso_jax.runtime.{name}" for name in modules)
     assert _run(f"import sys; {imports}; print('jax' in sys.modules)") == "False\n"
