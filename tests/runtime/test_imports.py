@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-WITHOUT_JAX = ("manifest", "serving", "wire", "requests", "server", "client", "chunks", "control", "safety", "robot")
+WITHOUT_JAX = (
+    "manifest", "serving", "wire", "requests", "server", "client", "chunks", "control", "safety", "robot",
+    "observer", "view",
+)  # fmt: skip
 _BLOCK = """
 import sys
 class Block:
