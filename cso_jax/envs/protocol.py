@@ -68,6 +68,10 @@ def require_eval(init: InitState) -> EvalInit:
     return init
 
 
+PROPRIO = "proprio"
+"""The entry of a jointed arm's observation that its commands are compared with: joints in rad, gripper."""
+
+
 @dataclasses.dataclass(frozen=True)
 class ChunkFrame:
     """How a chunk of absolute commands is told relative to where the robot is when it is decided.
@@ -142,8 +146,8 @@ class RobotInterface:
     limits: JointLimits | None = None
 
 
-def joint_frame(key: str, interface: RobotInterface) -> ChunkFrame:
-    """Chunks relative to the measured joints, an entry `[A]` in the units of the commands.
+def joint_frame(interface: RobotInterface) -> ChunkFrame:
+    """Chunks relative to the measured joints, the entry `PROPRIO` `[A]` in the units of the commands.
 
     What is no joint (a gripper) stays absolute. The spread is two steps at full speed. Raises ValueError for a robot
     whose commands are no joint positions.
@@ -156,7 +160,7 @@ def joint_frame(key: str, interface: RobotInterface) -> ChunkFrame:
     low, high = np.asarray(interface.low[:joints]), np.asarray(interface.high[:joints])
     unit = 2.0 / (high - low)
     return ChunkFrame(
-        key,
+        PROPRIO,
         scale=(*unit.tolist(), *(0.0,) * rest),
         offset=(*(-low * unit - 1.0).tolist(), *(0.0,) * rest),
         spread=(*(2.0 * np.asarray(limits.max_step) * unit).tolist(), *(1.0,) * rest),

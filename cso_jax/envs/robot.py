@@ -18,7 +18,16 @@ from typing import Any
 
 import numpy as np
 
-from cso_jax.envs.protocol import ChunkResult, Environment, EnvSpec, InitState, JointLimits, RobotInterface, joint_frame
+from cso_jax.envs.protocol import (
+    PROPRIO,
+    ChunkResult,
+    Environment,
+    EnvSpec,
+    InitState,
+    JointLimits,
+    RobotInterface,
+    joint_frame,
+)
 from cso_jax.files import expanded
 from cso_jax.rules import at_least_one, one_of
 from cso_jax.runtime.requests import Refusal, read_refusal
@@ -30,8 +39,6 @@ NEUTRAL = ("robots", "token_file", "answer_s", "connect_s")
 SMOKE: dict[str, Any] = {}
 SMOKE_TASKS: tuple[str, ...] = ()
 EVALUATION_STATES: int | None = None
-PROPRIO = "proprio"
-"""The entry with the measured positions of what is commanded, for relative chunks."""
 
 
 class RobotError(RuntimeError):
@@ -116,7 +123,7 @@ def spec(settings: Mapping[str, Any]) -> EnvSpec:
                 "config.env.chunks=relative takes a robot whose schema has limits of joints and an entry "
                 f"{PROPRIO!r} with their positions, one number per command; {settings['schema']} has not"
             )
-        frame = joint_frame(PROPRIO, robot_interface(settings))
+        frame = joint_frame(robot_interface(settings))
     return EnvSpec(
         lowdim=lowdim,
         images={

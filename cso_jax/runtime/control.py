@@ -22,6 +22,7 @@ import numpy as np
 
 from cso_jax.runtime.chunks import ChunkSchedule, LatencyEstimate
 from cso_jax.runtime.manifest import Manifest
+from cso_jax.runtime.observer import Observer
 from cso_jax.runtime.robot import Robot
 from cso_jax.runtime.safety import Safety
 
@@ -200,10 +201,11 @@ class ControlLoop:
         settings: Settings | None = None,
         clock: Clock | None = None,
         planner: Planner | None = None,
+        view: Observer | None = None,
     ) -> None:
         """`position_of` reads from an observation the command `[A]` that keeps the robot where it is; limits need it.
 
-        `planner` replaces the thread that calls `infer`.
+        `planner` replaces the thread that calls `infer`; `view` is told what happens, by the clock's time.
         """
         rate, trained = robot.rate_hz, manifest.action.rate_hz
         if not rate > 0 or (trained is not None and abs(rate - trained) > 0.01 * trained):
@@ -221,14 +223,16 @@ class ControlLoop:
         self._clock = clock or MonotonicClock()
         self._planner = planner or ThreadPlanner(infer)  # type: ignore[arg-type]
         self._position_of = position_of
+        self._view = view or Observer()
         blended = np.asarray(["gripper" not in name.lower() for name in manifest.action.names])
         self._schedule = ChunkSchedule(manifest.action.execution_horizon, self.settings.blend, blended)
         self._latency = LatencyEstimate(self._period)
         self._history: deque[Mapping[str, np.ndarray]] = deque(maxlen=manifest.history)
         self._under_way: tuple[int, float] | None = None  # the observation's step and time
-        self._begun = False
+        self._begun = self._new_chunk = False
         self._late: deque[float] = deque(maxlen=20_000)
         self._latencies: deque[float] = deque(maxlen=2_000)
+        self._view.watch("loop", self._counts)
 
     def run(self, seconds: float = math.inf, stop: threading.Event | None = None) -> Report:
         """Control until the time is over or `stop` is set, then hold. Raises ControlError, EmergencyStop; whatever is
@@ -277,7 +281,10 @@ class ControlLoop:
             self.robot.hold()
         else:
             self.report.commands += 1
+            sent = self._clock.now()
             self.robot.command(filtered.action)
+            self._view.command(filtered.action, sent, seam=self._new_chunk)
+            self._new_chunk = False
         if self.manifest.history > 1 or self._under_way is None:
             self._look(step)  # after the command, which should not wait for a camera
         if self._clock.now() - self._fresh > self.settings.give_up_s:
@@ -298,9 +305,10 @@ class ControlLoop:
             return
         assert result.chunk is not None
         self._latencies.append(result.seconds)
+        self._view.answer(result.seconds)
         self._latency.add(self._clock.now() - made)
         if self._schedule.receive(np.asarray(result.chunk, np.float64), observed, step):
-            self._begun = True
+            self._begun = self._new_chunk = True
             self._fresh = self._clock.now()
         else:
             self.report.too_late += 1
@@ -311,6 +319,7 @@ class ControlLoop:
         if not wants and self.manifest.history == 1:
             return
         seen, made = self.robot.observe()
+        self._view.observe(seen, made)
         now = self._clock.now()
         if not 0 <= now - made <= self.settings.stale_s:  # a camera that hangs, or another clock
             self.report.stale_observations += 1
@@ -335,6 +344,14 @@ class ControlLoop:
     def _good(self, chunk: Any) -> bool:
         array = isinstance(chunk, np.ndarray) and chunk.ndim == 2 and chunk.shape[1] == self.manifest.action.dim
         return array and len(chunk) > 0 and bool(np.isfinite(chunk).all())
+
+    def _counts(self) -> dict[str, int]:
+        report = self.report
+        counts = {
+            "stalls": report.stalls, "periods skipped": report.skipped, "requests failed": report.failures,
+            "answers too late": report.too_late, "stale observations": report.stale_observations,
+        }  # fmt: skip
+        return counts | self.safety.said()
 
     def _finish(self) -> None:
         report = self.report

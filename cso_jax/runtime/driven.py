@@ -7,6 +7,7 @@ import numpy as np
 
 from cso_jax.envs.protocol import ChunkResult, InitState, Observation
 from cso_jax.runtime.manifest import Action, Manifest
+from cso_jax.runtime.observer import Observer
 from cso_jax.runtime.operator import Operator
 from cso_jax.runtime.robot import Robot
 from cso_jax.runtime.safety import EmergencyStop, Safety
@@ -34,15 +35,19 @@ class DrivenRobot:
         go_home: Callable[[], None] = lambda: None,
         ready_s: float = 600.0,
         emergency: Callable[[], bool] = lambda: False,
+        view: Observer | None = None,
     ) -> None:
         """`position_of` reads from an observation the command `[A]`, in units, that keeps the robot where it is;
-        `go_home` moves it to where episodes begin; `ready_s` is how long an operator may take to lay a scene."""
+        `go_home` moves it to where episodes begin; `ready_s` is how long an operator may take to lay a scene;
+        `view` is told what happens, by the monotonic clock."""
         self._robot, self._schema, self._operator = robot, schema, operator
         self._position_of, self._judge, self._go_home, self._ready_s = position_of, judge, go_home, ready_s
         self._period = 1.0 / schema.commands.rate_hz
         self._low, self._high = np.asarray(schema.commands.low), np.asarray(schema.commands.high)
         self._safety = Safety(_as_manifest(schema), self._period, emergency)
         self._task = ""
+        self._view = view or Observer()
+        self._view.watch("safety", self._safety.said)
 
     def reset(self, init: InitState, *, record: bool = False) -> ChunkResult:
         """Ask the operator for the scene of `init`, wait until it is ready. `record` gives no frames.
@@ -55,6 +60,7 @@ class DrivenRobot:
         self._operator.begin(f"lay the scene: {sentence} ({init.name})", self._ready_s)
         self._operator.announce(f"running: {sentence} ({init.name})")
         self._task = init.task
+        self._view.episode(sentence)
         observation = self._observe()
         self._safety.begin(self._position_of(observation))
         return ChunkResult(observation, False, False, 0, 0.0, 0.0)
@@ -73,6 +79,7 @@ class DrivenRobot:
                     self._robot.hold()
                 else:
                     self._robot.command(allowed.action)
+                    self._view.command(allowed.action, time.monotonic(), seam=number == 0)
                 steps += 1
                 success = self._operator.verdict()
                 if success is not None:
@@ -89,6 +96,7 @@ class DrivenRobot:
             success = True
         if success is not None:
             self._robot.hold()
+            self._view.outcome(bool(success))
         return ChunkResult(observation, bool(success), success is not None, steps, time.monotonic() - began, 0.0)
 
     def close(self) -> None:
@@ -101,7 +109,8 @@ class DrivenRobot:
         self._robot.hold()
 
     def _observe(self) -> Observation:
-        seen, _ = self._robot.observe()
+        seen, made = self._robot.observe()
+        self._view.observe(seen, made)
         return {entry.name: np.asarray(seen[entry.name], entry.dtype) for entry in self._schema.observation}
 
 

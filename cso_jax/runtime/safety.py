@@ -102,6 +102,10 @@ class Safety:
             self._stopped = True
             raise EmergencyStop("emergency stop: no command is sent; start the program again when it is safe")
 
+    def said(self) -> dict[str, int]:
+        """How often commands were changed and why, in words for a person; from any thread."""
+        return {f"commands changed: {reason.replace('_', ' ')}": count for reason, count in dict(self.counts).items()}
+
     def filter(self, action: np.ndarray) -> Filtered:
         """What may be sent for a wanted action `[A]`. Raises EmergencyStop."""
         self.check()

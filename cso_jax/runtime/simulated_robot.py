@@ -2,8 +2,8 @@
 
     python -m cso_jax.runtime.simulated_robot --config=configs/quickstart.py --server=ws://127.0.0.1:8000
         [--episodes=20] [--realtime=true] [--blend=N] [--latency-ms=X] [--jitter-ms=X] [--drop=P] [--freeze=P]
-        [--seed=N] [--token-file=FILE] [--out=FILE.jsonl] [--config.env.key=value ...]
-    python -m cso_jax.runtime.simulated_robot --config=configs/X.py --serve=9000 [--schema=FILE]
+        [--seed=N] [--token-file=FILE] [--out=FILE.jsonl] [--view[=PORT]] [--config.env.key=value ...]
+    python -m cso_jax.runtime.simulated_robot --config=configs/X.py --serve=9000 [--schema=FILE] [--view[=PORT]]
 
 Without --realtime the world waits for every answer, as in an evaluation: with the run's seed it starts from the same
 initial states as the run's own evaluation. With it the control loop of a real robot runs at the policy's rate by the
@@ -13,8 +13,11 @@ image that is one decision old.
 
 With --serve it is the other way round: it waits for a training computer (`config.env.name = "robot"`), lays the scenes
 that it asks for, executes its actions, and says when a task is done. --schema=FILE writes what it says about itself.
+
+--view shows either on a page of this machine, at port 8090 or that one: cameras, joints, chunks, successes.
 """
 
+import contextlib
 import dataclasses
 import signal
 import sys
@@ -28,14 +31,24 @@ import numpy as np
 from cso_jax import config as configs
 from cso_jax import envs, telemetry
 from cso_jax.cli import fail, run_command
-from cso_jax.envs.protocol import Environment, EvalInit, Observation, RobotInterface
+from cso_jax.envs.protocol import (
+    PROPRIO,
+    ChunkResult,
+    Environment,
+    EvalInit,
+    InitState,
+    Observation,
+    RobotInterface,
+)
 from cso_jax.files import append_jsonl, atomic_write_text, expanded
 from cso_jax.run import SEED_STRIDE
 from cso_jax.runtime.client import ClientError, PolicyClient
 from cso_jax.runtime.control import ControlError, ControlLoop, Report, Settings
-from cso_jax.runtime.manifest import Entry, Limits, Task
+from cso_jax.runtime.manifest import Entry, Limits, Manifest, Task
+from cso_jax.runtime.observer import Observer
 from cso_jax.runtime.robot_server import RobotServer
 from cso_jax.runtime.schema import Commands, Schema
+from cso_jax.runtime.view import PORT, View, ViewError
 from cso_jax.statistics import wilson
 
 USAGE = (
@@ -44,12 +57,8 @@ USAGE = (
 )
 _OPTIONS = (
     "config", "server", "episodes", "realtime", "blend", "latency-ms", "jitter-ms", "drop", "freeze", "seed",
-    "token-file", "out", "serve", "schema",
+    "token-file", "out", "serve", "schema", "view",
 )  # fmt: skip
-
-
-PROPRIO = "proprio"
-"""The entry of a jointed arm's observation that its commands are compared with: joints in rad, opening."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,12 +163,52 @@ def environment_actions(actions: np.ndarray, interface: RobotInterface) -> np.nd
     return ((np.asarray(actions, np.float64) - low) / (high - low) * 2 - 1).astype(np.float32)
 
 
-def in_lockstep(arm: SimulatedArm, link: Link, horizon: int) -> None:
+class Watched:
+    """An environment of which an observer is told: see `envs.protocol.Environment`. Its time is that of its steps: the
+    world waits for its policy."""
+
+    def __init__(self, environment: Environment, view: Observer, settings: Mapping[str, Any]) -> None:
+        self._environment, self._view, self._settings = environment, view, settings
+        self._interface = envs.robot_interface(settings)
+        self._period = 1.0 / (self._interface.rate_hz or 20.0)
+        self._now = 0.0
+
+    def reset(self, init: InitState, *, record: bool = False) -> ChunkResult:
+        result = self._environment.reset(init, record=record)
+        self._view.episode(envs.sentence(self._settings, init.task))
+        self._view.observe(result.observation, self._now)
+        return result
+
+    def step_chunk(self, actions: np.ndarray) -> ChunkResult:
+        result = self._environment.step_chunk(actions)
+        for number, action in enumerate(robot_actions(actions[: result.steps], self._interface)):
+            self._view.command(action, self._now + number * self._period, seam=number == 0)
+        self._now += result.steps * self._period
+        self._view.observe(result.observation, self._now)
+        if result.done:
+            self._view.outcome(result.success)
+        return result
+
+    def close(self) -> None:
+        self._environment.close()
+
+
+def robot_actions(actions: np.ndarray, interface: RobotInterface) -> np.ndarray:
+    """An environment's actions `[n, A]` in the units of its robot: what `environment_actions` undoes."""
+    if not interface.scaled:
+        return actions
+    low, high = np.asarray(interface.low), np.asarray(interface.high)
+    return low + (np.clip(actions, -1.0, 1.0) + 1.0) / 2.0 * (high - low)
+
+
+def in_lockstep(arm: SimulatedArm, link: Link, horizon: int, view: Observer) -> None:
     """The world waits for each answer. Where one is lost the rest of the chunk before is executed, then it holds."""
     chunk: np.ndarray = np.zeros((0, 0), np.float32)
     while not arm.over.is_set():
         try:
+            asked = time.monotonic()
             chunk = link.infer(arm.observe()[0])
+            view.answer(time.monotonic() - asked)
         except TimeoutError:
             chunk = chunk[horizon:]
         if len(chunk):
@@ -168,10 +217,13 @@ def in_lockstep(arm: SimulatedArm, link: Link, horizon: int) -> None:
             arm.hold()
 
 
-def in_real_time(arm: SimulatedArm, link: Link, client: PolicyClient, settings: Settings) -> Report:
+def in_real_time(arm: SimulatedArm, link: Link, client: PolicyClient, settings: Settings, view: Observer) -> Report:
     """The control loop of a real robot, by the clock."""
-    loop = ControlLoop(arm, client.manifest, link.infer, position_of=arm.position, settings=settings)
-    return loop.run(stop=arm.over)
+    loop = ControlLoop(arm, client.manifest, link.infer, position_of=arm.position, settings=settings, view=view)
+    report = loop.run(stop=arm.over)
+    view.observe(*arm.observe())
+    view.outcome(arm.success)
+    return report
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -185,18 +237,18 @@ def main(arguments: list[str] | None = None) -> int:
         if "serve" in options:
             return _serve(config, options)
         client = PolicyClient(options["server"], None, token=_token(options), robot="simulated")
-        with client:
-            return _episodes(config, client, options)
-    except (configs.ConfigError, ClientError, ControlError) as error:
+        with client, _watching(options, client.manifest, config.env.to_dict()) as view:
+            return _episodes(config, client, options, view)
+    except (configs.ConfigError, ClientError, ControlError, ViewError) as error:
         return fail(error)
 
 
 def _read(arguments: list[str]) -> tuple[dict[str, str], Any]:
-    options, overrides = configs.split_arguments(arguments)
+    options, overrides = configs.split_arguments(_with_port(arguments))
     unknown = sorted(options.keys() - set(_OPTIONS))
     if unknown or "config" not in options or ("server" in options) == ("serve" in options):
         raise configs.ConfigError((f"no option --{unknown[0]}; " if unknown else "") + f"usage: {USAGE}")
-    for name in ("episodes", "seed", "blend", "serve"):
+    for name in ("episodes", "seed", "blend", "serve", "view"):
         if not options.get(name, "0").isdecimal():
             raise configs.ConfigError(f"--{name} is a whole number; got {options[name]!r}")
     for name, high in (("latency-ms", 1e5), ("jitter-ms", 1e5), ("drop", 1.0), ("freeze", 1.0)):
@@ -209,6 +261,27 @@ def _read(arguments: list[str]) -> tuple[dict[str, str], Any]:
     if options.get("realtime", "false") not in ("true", "false"):
         raise configs.ConfigError(f"--realtime is true or false; got {options['realtime']!r}")
     return options, configs.load(options["config"], overrides)
+
+
+def _with_port(arguments: list[str]) -> list[str]:
+    """`--view` by itself names the usual port: the other options all have a value."""
+    after = [*arguments[1:], "--"]
+    return [
+        f"--view={PORT}" if one == "--view" and following.startswith("--") else one
+        for one, following in zip(arguments, after, strict=True)
+    ]
+
+
+@contextlib.contextmanager
+def _watching(options: Mapping[str, str], of: Manifest | Schema, settings: Mapping[str, Any]) -> Iterator[Observer]:
+    """What --view asks for, or an observer that does nothing. Raises ViewError."""
+    if "view" not in options:
+        yield Observer()
+        return
+    measured = (lambda seen: seen[PROPRIO]) if envs.robot_interface(settings).limits else None
+    with View(of, port=int(options["view"]), position_of=measured) as view:
+        telemetry.log(f"watch it at {view.address}")
+        yield view
 
 
 def _token(options: Mapping[str, str]) -> str:
@@ -254,7 +327,12 @@ def _serve(config: Any, options: Mapping[str, str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     try:
-        with RobotServer(schema, environment, port=int(options["serve"]), token=_token(options)) as server:
+        with (
+            _watching(options, schema, settings) as view,
+            RobotServer(
+                schema, Watched(environment, view, settings), port=int(options["serve"]), token=_token(options)
+            ) as server,
+        ):
             telemetry.log(f"{schema.name} waits at ws://127.0.0.1:{server.port}")
             stop.wait()
     except OSError as error:
@@ -264,7 +342,7 @@ def _serve(config: Any, options: Mapping[str, str]) -> int:
     return 0
 
 
-def _episodes(config: Any, client: PolicyClient, options: Mapping[str, str]) -> int:
+def _episodes(config: Any, client: PolicyClient, options: Mapping[str, str], view: Observer) -> int:
     settings = config.env.to_dict()
     interface, manifest = envs.robot_interface(settings), client.manifest
     _check(settings, manifest)
@@ -277,6 +355,9 @@ def _episodes(config: Any, client: PolicyClient, options: Mapping[str, str]) -> 
     inits = list(_inits(envs.task_names(settings), int(options.get("episodes", 20)), seed))
     history = 1 if realtime else manifest.history  # the control loop keeps its own
     (environment,) = envs.make_environments(settings | {"history": history}, 1)
+    if not realtime:
+        environment = Watched(environment, view, settings)
+    view.watch("link", lambda: {"answers lost": link.dropped, "images frozen": link.frozen})
     rows: list[dict[str, Any]] = []
     reports: list[Report] = []
     bar: telemetry.Progress[None]
@@ -285,9 +366,11 @@ def _episodes(config: Any, client: PolicyClient, options: Mapping[str, str]) -> 
             arm = SimulatedArm(environment, init, interface)
             link.begin(init.task)
             if realtime:
-                reports.append(in_real_time(arm, link, client, Settings(blend=int(options.get("blend", 0)))))
+                view.episode(envs.sentence(settings, init.task))
+                loop_settings = Settings(blend=int(options.get("blend", 0)))
+                reports.append(in_real_time(arm, link, client, loop_settings, view))
             else:
-                in_lockstep(arm, link, manifest.action.execution_horizon)
+                in_lockstep(arm, link, manifest.action.execution_horizon, view)
             rows.append(
                 {"stage": "robot", "task": init.task, "init": init.name, "seed": seed, "success": arm.success,
                  "steps": arm.steps}

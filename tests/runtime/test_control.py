@@ -8,45 +8,16 @@ from support import served
 from support.sockets import running
 
 from cso_jax.runtime.client import PolicyClient
-from cso_jax.runtime.control import ControlError, ControlLoop, MonotonicClock, Result, Settings, ThreadPlanner, Watchdog
+from cso_jax.runtime.control import ControlError, ControlLoop, MonotonicClock, Settings, ThreadPlanner, Watchdog
 from cso_jax.runtime.safety import EmergencyStop
 
-RATE = 50.0
-
-
-class SimulatedPlanner:
-    """Plans a slow ramp, 0.01 rad a step from time zero on, and answers after `latencies` in turn."""
-
-    def __init__(self, clock, latencies, length=16) -> None:
-        self.clock, self.latencies, self.length = clock, latencies, length
-        self.asked: list = []
-        self.waiting = None
-
-    def start(self, observation) -> None:
-        assert self.waiting is None, "one request at a time"
-        joints = observation["joints"]
-        first = round(float(joints.reshape(-1, 7)[-1, 0]) * RATE)
-        chunk = np.zeros((self.length, 7))
-        chunk[:, 0] = 0.01 * (first + np.arange(self.length))
-        latency = self.latencies[len(self.asked) % len(self.latencies)]
-        self.asked.append(observation)
-        result = Result(None, latency, 0.0) if isinstance(latency, Exception) else Result(chunk, None, latency)
-        self.waiting = (self.clock.now() + result.seconds, result)
-
-    def poll(self):
-        if self.waiting is None or self.clock.now() < self.waiting[0] - 1e-9:
-            return None
-        (_, result), self.waiting = self.waiting, None
-        return result
-
-    def close(self) -> None:
-        pass
+RATE = served.RATE
 
 
 def _loop(latencies=(0.1,), *, of=None, length=16, emergency=lambda: False, **settings):
     clock = served.SimulatedClock()
     robot = served.FakeRobot(clock)
-    planner = SimulatedPlanner(clock, latencies, length)
+    planner = served.SimulatedPlanner(clock, latencies, length)
     settings = {"watchdog_s": 60.0, **settings}  # of the machine's own clock: tests may be slow
     loop = ControlLoop(
         robot,

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 WITHOUT_JAX = (
     "manifest", "serving", "wire", "requests", "server", "client", "chunks", "control", "safety", "robot", "rosbridge",
-    "rosbridge_link",
+    "rosbridge_link", "observer", "view",
 )  # fmt: skip
 _BLOCK = """
 import sys

@@ -5,38 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.served import Seeker
 from support.sockets import running
 
-from cso_jax.envs.fake import SPEED
 from cso_jax.envs.protocol import RobotInterface
 from cso_jax.runtime import simulated_robot
-from cso_jax.runtime.manifest import Action, Entry, Manifest, Task
 
 FAKE = Path(__file__).parents[1] / "configs" / "fake.py"
-
-
-class Seeker:
-    """Goes straight to the goal that it sees, `[B, 16, 2]`."""
-
-    batch_sizes = (1, 4)
-
-    def __init__(self, size: int = 4, tasks=("left", "right", "up"), rate_hz: float | None = None) -> None:
-        self.manifest = Manifest(
-            name="seeker", policy="none", stage="spo", history=1,
-            observation=(Entry("state", "lowdim", (size,), "float32"),),
-            action=Action(2, 16, 8, ("x", "y"), (-1.0, -1.0), (1.0, 1.0), "moves", rate_hz),
-            sampling={"temperature": 0, "top_k": 0}, tasks=tuple(Task(name, f"go {name}") for name in tasks),
-            limits=None, provenance={}, files={},
-        )  # fmt: skip
-
-    def warm_up(self) -> None:
-        pass
-
-    def act(self, observation, task, episode_keys, decision_index):
-        way = observation["state"][:, 2:] - observation["state"][:, :2]
-        steps = np.maximum(1.0, np.abs(way).max(-1, keepdims=True) / SPEED)
-        left = np.clip(steps[:, None] - np.arange(16)[None, :, None], 0.0, 1.0)  # then it stays
-        return (left * (way / steps / SPEED)[:, None]).astype(np.float32)
 
 
 def robot(server, *options):

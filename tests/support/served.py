@@ -5,7 +5,11 @@ import time
 
 import numpy as np
 
+from cso_jax.envs.fake import SPEED
+from cso_jax.runtime.control import Result
 from cso_jax.runtime.manifest import Action, Entry, Limits, Manifest, Task
+
+RATE = 50.0  # Hz, of the arm
 
 
 def manifest(*, history: int = 1, tasks: int = 2, chunk_length: int = 16, horizon: int = 8, **changed) -> Manifest:
@@ -125,3 +129,56 @@ class FakeRobot:
 
     def stop(self) -> None:
         self.stops += 1
+
+
+class SimulatedPlanner:
+    """Plans a slow ramp, 0.01 rad a step from time zero on, and answers after `latencies` in turn."""
+
+    def __init__(self, clock, latencies, length=16) -> None:
+        self.clock, self.latencies, self.length = clock, latencies, length
+        self.asked: list = []
+        self.waiting = None
+
+    def start(self, observation) -> None:
+        assert self.waiting is None, "one request at a time"
+        joints = observation["joints"]
+        first = round(float(joints.reshape(-1, 7)[-1, 0]) * RATE)
+        chunk = np.zeros((self.length, 7))
+        chunk[:, 0] = 0.01 * (first + np.arange(self.length))
+        latency = self.latencies[len(self.asked) % len(self.latencies)]
+        self.asked.append(observation)
+        result = Result(None, latency, 0.0) if isinstance(latency, Exception) else Result(chunk, None, latency)
+        self.waiting = (self.clock.now() + result.seconds, result)
+
+    def poll(self):
+        if self.waiting is None or self.clock.now() < self.waiting[0] - 1e-9:
+            return None
+        (_, result), self.waiting = self.waiting, None
+        return result
+
+    def close(self) -> None:
+        pass
+
+
+class Seeker:
+    """Goes straight to the goal that it sees, `[B, 16, 2]`."""
+
+    batch_sizes = (1, 4)
+
+    def __init__(self, size: int = 4, tasks=("left", "right", "up"), rate_hz: float | None = None) -> None:
+        self.manifest = Manifest(
+            name="seeker", policy="none", stage="spo", history=1,
+            observation=(Entry("state", "lowdim", (size,), "float32"),),
+            action=Action(2, 16, 8, ("x", "y"), (-1.0, -1.0), (1.0, 1.0), "moves", rate_hz),
+            sampling={"temperature": 0, "top_k": 0}, tasks=tuple(Task(name, f"go {name}") for name in tasks),
+            limits=None, provenance={}, files={},
+        )  # fmt: skip
+
+    def warm_up(self) -> None:
+        pass
+
+    def act(self, observation, task, episode_keys, decision_index):
+        way = observation["state"][:, 2:] - observation["state"][:, :2]
+        steps = np.maximum(1.0, np.abs(way).max(-1, keepdims=True) / SPEED)
+        left = np.clip(steps[:, None] - np.arange(16)[None, :, None], 0.0, 1.0)  # then it stays
+        return (left * (way / steps / SPEED)[:, None]).astype(np.float32)

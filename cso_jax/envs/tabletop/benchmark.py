@@ -84,7 +84,7 @@ def sentence(settings: Mapping[str, Any], task: str) -> str:
 def spec(settings: Mapping[str, Any]) -> EnvSpec:
     """Observation and action shapes under `settings`; builds no simulator."""
     chosen = Settings.of(settings)
-    frame = joint_frame("proprio", robot_interface(settings)) if chosen.chunks == "relative" else None
+    frame = joint_frame(robot_interface(settings)) if chosen.chunks == "relative" else None
     if chosen.obs == "state":
         return EnvSpec({"proprio": PROPRIO_DIM, "state": STATE_DIM}, {}, ACTION_DIM, frame)
     size = (chosen.image_size, chosen.image_size, 3)
