@@ -31,7 +31,7 @@ def get_config():
     config.rsft.max_rollouts_per_task = 300
     config.rsft.steps = 500
 
-    config.spo.iterations = 36
+    config.spo.iterations = 20
 
     config.report.videos = 5
     return config

@@ -59,7 +59,7 @@ def rate_text(successes: int, trials: int) -> str | None:
 
 def success_table(rows: Mapping[str, Sequence[Row]], chosen: Sequence[Variant], title: str) -> Table:
     """Table 5: a column per task, then all of them, n per task (seeds), and the difference from CSO."""
-    episodes = {one.name: by_task(e for row in rows[one.name] for e in episodes_of(row)) for one in chosen}
+    episodes = {one.name: by_task(e for row in rows.get(one.name, ()) for e in episodes_of(row)) for one in chosen}
     tasks = list(dict.fromkeys(task for found in episodes.values() for task in found))
     columns = ["", *(_SHORT.get(task, task) for task in tasks), "all", "n per task (seeds)", "against CSO"]
     lines: list[list[str | None]] = []
@@ -68,7 +68,7 @@ def success_table(rows: Mapping[str, Sequence[Row]], chosen: Sequence[Variant], 
         wins = {task: sum(bool(e["success"]) for e in found.get(task, ())) for task in tasks}
         trials = {task: len(found.get(task, ())) for task in tasks}
         counts = sorted({count for count in trials.values() if count})
-        versus = None if one.name == "spo" or not rows["spo"] else difference(rows[one.name], rows["spo"])
+        versus = None if one.name == "spo" or not rows.get("spo") else difference(rows[one.name], rows["spo"])
         lines.append([
             f"{one.label} (simulated)", *(rate_text(wins[task], trials[task]) for task in tasks),
             rate_text(sum(wins.values()), sum(trials.values())),
@@ -94,7 +94,7 @@ def _whole(number: int | None) -> str | None:
 
 def stage_table(rows: Mapping[str, Sequence[Row]], chosen: Sequence[Variant], title: str) -> Table | None:
     """Table 6: of the task that has most stages, each stage where the ones before it were done; None without one."""
-    found = {one.name: by_task(e for row in rows[one.name] for e in episodes_of(row)) for one in chosen}
+    found = {one.name: by_task(e for row in rows.get(one.name, ()) for e in episodes_of(row)) for one in chosen}
     lengths = {
         task: len(listed[0].get("stages", ())) for tasks in found.values() for task, listed in tasks.items() if listed
     }

@@ -16,6 +16,7 @@ from cso_jax.objectives import (
     imitation_nll,
     preference_loss,
     reconstruction_l1,
+    reconstruction_l2,
     reinforce_loss,
 )
 
@@ -359,4 +360,6 @@ def test_reconstruction_counts_each_action_by_its_weight():
     np.testing.assert_array_equal(weight, [3, 1, 1, 1])
     off = jnp.array([[[1.0], [0], [0], [2]]])
     np.testing.assert_allclose(reconstruction_l1(off, jnp.zeros((1, 4, 1)), weight), 5 / 6, rtol=1e-6)
+    # Squared: (3 * 1 + 1 * 4) / 1.5 / 4.
+    np.testing.assert_allclose(reconstruction_l2(off, jnp.zeros((1, 4, 1)), weight), 7 / 6, rtol=1e-6)
     np.testing.assert_allclose(reconstruction_l1(off, jnp.zeros((1, 4, 1)), jnp.full(4, 7.0)), 0.75, rtol=1e-6)

@@ -7,6 +7,7 @@ import pytest
 from cso_jax.data import store
 from cso_jax.data.dataset import BatchOrder, ChunkWindows, History, Rows, StoredImages, prefetched
 from cso_jax.data.packing import balanced_bins, minibatches
+from cso_jax.envs.protocol import ChunkFrame
 
 
 def episode(steps, seed=0, images=False):
@@ -67,6 +68,17 @@ def test_windows_repeat_the_last_action():
     assert len(windows) == 7
     taken = windows.take(np.array([0, 1, 2, 3, 5, 6]))[..., 0]
     np.testing.assert_array_equal(taken, [[0, 1, 2], [1, 2, 2], [2, 2, 2], [10, 11, 12], [12, 13, 13], [13, 13, 13]])
+
+
+def test_windows_are_relative_to_what_was_seen_at_their_start():
+    # The first dimension: (action - (2 seen + 1)) / 0.5; the second stays as it is.
+    frame = ChunkFrame("joints", scale=(2.0, 0.0), offset=(1.0, 0.0), spread=(0.5, 1.0))
+    actions = np.array([[1.0, 0], [2, 1], [3, 1]])
+    seen = np.array([[0.0, 9], [0.5, 9], [1, 9]])
+    windows = ChunkWindows([actions], chunk_length=2, frame=frame, seen=[seen])
+    taken = windows.take(np.array([0, 1, 2]))
+    np.testing.assert_array_equal(taken, [[[0, 0], [2, 1]], [[0, 1], [2, 1]], [[0, 1], [0, 1]]])
+    np.testing.assert_array_equal(frame.absolute(taken, seen), [actions[:2], actions[1:], actions[[2, 2]]])
 
 
 def test_batch_order_is_a_stream_of_permutations():

@@ -180,3 +180,16 @@ def test_images_show_the_scene_and_have_the_shapes_of_the_spec(drawing):
     assert len(seen.frames) == 1
     other = slot.reset(TrainInit("cube-on-cube", 1)).observation
     assert all(not np.array_equal(seen.observation[camera], other[camera]) for camera in ("front", "wrist"))
+
+
+def test_policies_predict_angles_from_where_the_joints_are():
+    settings = benchmark.default_config()["env"]
+    frame = benchmark.spec(settings).frame
+    assert benchmark.spec(settings | {"chunks": "absolute"}).frame is None
+    waist = np.array([[0.25, 0, 0, 0, 1, 0, 0.3]], np.float32)
+    # The waist's commands go from -1 to 1 rad, 1.6 rad/s at 20 Hz: two steps at full speed are 0.16. The gripper stays.
+    chunk = np.zeros((1, 1, 7), np.float32)
+    chunk[0, 0, [0, 6]] = 0.41, -1.0
+    relative = frame.relative(chunk, waist)
+    np.testing.assert_allclose(relative[0, 0, [0, 6]], [1.0, -1.0], rtol=1e-5)
+    np.testing.assert_allclose(frame.absolute(relative, waist), chunk, atol=1e-6)

@@ -97,6 +97,8 @@ def test_facts_come_from_the_schema(tmp_path):
         ({"obs": "pixels"}, "the schema has no cameras"),
         ({"horizon": 0}, "env.horizon"),
         ({"history": 2}, "config.env.history is 1"),
+        ({"chunks": "near"}, "env.chunks"),
+        ({"chunks": "relative"}, "an entry 'proprio' with their positions"),
     ],
 )
 def test_what_is_wrong_with_the_settings(tmp_path, changes, message):
