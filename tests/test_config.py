@@ -10,7 +10,9 @@ import pytest
 from cso_jax import checks, defaults, envs, experts
 from cso_jax import config as configs
 
-CONFIGS = sorted(path for path in Path(__file__).parents[1].joinpath("configs").glob("*.py") if path.stem != "common")
+CONFIGS = sorted(
+    path for path in Path(__file__).parents[1].joinpath("configs").glob("*.py") if path.stem not in ("common", "robot")
+)
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.py"
 
 

@@ -5,12 +5,14 @@ from pathlib import Path
 
 from support import cascade
 
+from cso_jax import config as configs
 from cso_jax import envs
 from cso_jax.files import read_jsonl
 from cso_jax.runtime.robot_server import RobotServer
 from cso_jax.runtime.simulated_robot import schema_of
 
-CONFIG = Path(__file__).parents[1] / "configs" / "robot.py"
+ROOT = Path(__file__).parents[2]
+CONFIG = ROOT / "tests" / "configs" / "robot.py"
 
 
 class Staged:
@@ -61,3 +63,13 @@ def test_a_robot_that_is_not_there_ends_the_run_with_one_line(tmp_path, finished
     )  # fmt: skip
     assert done.returncode == 1
     assert "no robot is free" in done.stderr.strip().splitlines()[-1]
+
+
+def test_the_config_to_start_from_fits_the_simulated_arm(tmp_path):
+    arm = configs.load(ROOT / "configs" / "tabletop_state.py")
+    (tmp_path / "robot.json").write_text(schema_of(arm.env.to_dict()).to_json())
+    config = configs.load(ROOT / envs.benchmark("robot").EXAMPLE, [("env.schema", str(tmp_path / "robot.json"))])
+    there, here = envs.spec(arm.env.to_dict()), envs.spec(config.env.to_dict())
+    assert there.lowdim == here.lowdim and there.action_dim == here.action_dim
+    assert there.frame == here.frame
+    assert envs.task_names(config.env.to_dict()) == ("cube-in-bowl",)
