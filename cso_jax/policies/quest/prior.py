@@ -7,6 +7,7 @@ distribution whose log-probabilities are stored at rollout and recomputed at the
 Letters: B batch, C context tokens, K skill tokens, V vocabulary, D width, k top-k.
 """
 
+import math
 from typing import Literal, NamedTuple, get_args
 
 import chex
@@ -254,10 +255,16 @@ class SkillPrior(nn.Module):
                 logits - sharpness[..., i, None] * (jnp.arange(level) - guide[..., i, None]) ** 2
                 for i, (logits, level) in enumerate(zip(by_level, self.levels, strict=True))
             ]
-        digits = by_level[-1]
-        for part in reversed(by_level[:-1]):  # the first level varies fastest
-            digits = (digits[..., :, None] + part[..., None, :]).reshape(*hidden.shape[:-1], -1)
-        return flat + digits
+        # One product: sums that are broadcast to V would be computed anew by everything that reads the logits.
+        return flat + jnp.concatenate(by_level, axis=-1) @ jnp.asarray(_codes_of_digits(self.levels))
+
+
+def _codes_of_digits(levels: tuple[int, ...]) -> np.ndarray:
+    """`[sum(levels), V]`, 1 where a level's digit is that of the code: the first level varies fastest."""
+    digits = np.unravel_index(np.arange(math.prod(levels)), levels, order="F")
+    return np.concatenate(
+        [np.eye(level, dtype=np.float32)[:, digit] for level, digit in zip(levels, digits, strict=True)]
+    )
 
 
 def _is_greedy(temperature: float | jax.Array) -> bool:
