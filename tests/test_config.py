@@ -87,6 +87,7 @@ ALGORITHM = [("rsft.strike_rule", "algorithm")]  # ten attempts from each state;
         ([("demos.noise", "nan")], "config.demos.noise must be a finite number; got nan"),
         ([("imitation.warmup_steps", "1501")], "config.imitation.warmup_steps is 1501, but the stage has 1500 steps"),
         ([("rsft.warmup_steps", "501")], "config.rsft.warmup_steps is 501, but the stage has 500 steps"),
+        ([("codebook.squared_weight", "-1")], "config.codebook.squared_weight must not be negative"),
         ([("codebook.learning_rate", "1e-6")], "config.codebook.final_learning_rate is 1e-05, above"),
         ([("rsft.final_learning_rate", "1")], "config.rsft.final_learning_rate is 1, above"),
         ([("spo.clip_low", "0.2")], "not its distance from 1: got 0.2, for that distance give 0.8"),

@@ -10,16 +10,19 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from support import served
 
 from cso_jax import config as configs
 from cso_jax import export as command
 from cso_jax.cascade import open_run
 from cso_jax.checkpoints import Checkpoints
 from cso_jax.files import append_jsonl
+from cso_jax.policies.interface import Decision, Wants
 from cso_jax.runtime import artifact, program
-from cso_jax.runtime.manifest import Action
+from cso_jax.runtime.manifest import Action, Frame
 from cso_jax.stages import table
 
 FAKE = Path(__file__).parents[1] / "configs" / "fake.py"
@@ -70,6 +73,28 @@ def test_scaled_actions_are_answered_in_units(made):
     )
     np.testing.assert_allclose(answered[..., 0], 2 * np.clip(own[..., 0], -1, 1), atol=1e-6)
     np.testing.assert_allclose(answered[..., 1], 0.05 + 0.05 * np.clip(own[..., 1], -1, 1), atol=1e-6)
+
+
+@dataclasses.dataclass(frozen=True)
+class Halfway:
+    """Predicts half of a unit for every number."""
+
+    wants = Wants(chunk_length=16)
+
+    def decide(self, variables, observation, episode_keys, decision_index, *, sampling, execution_horizon):
+        return Decision(jnp.full((len(decision_index), execution_horizon, 7), 0.5))
+
+
+def test_relative_chunks_are_answered_absolute_and_in_units():
+    arm = served.manifest()
+    frame = Frame("joints", (1 / 3,) * 6 + (0.0,), (0.0,) * 7, (0.2,) * 6 + (1.0,))
+    action = dataclasses.replace(arm.action, scaled=True, frame=frame)
+    act = program.make_act(Halfway(), {}, dataclasses.replace(arm, action=action))
+    seen = np.array([[0.6] * 6 + [0.01], [-3.0] * 6 + [0.08]], np.float32)
+    chunk = act({}, {"joints": seen}, np.zeros(2, np.int32), np.zeros((2, 2), np.uint32), np.zeros(2, np.int32))
+    # Joints at 0.2 and -1 of their range of 3, then half of a spread of 0.2 further; the gripper halfway, absolute.
+    np.testing.assert_allclose(chunk[:, 0, 0], [3 * 0.3, 3 * -0.9], rtol=1e-5)
+    np.testing.assert_allclose(chunk[:, :, 6], 0.06, rtol=1e-5)
 
 
 def rows(count, seed=0):

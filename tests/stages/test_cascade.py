@@ -143,7 +143,8 @@ VARIANTS = {
     "no SPO": ["spo.enabled=false"],
     "guided": ["prior.guide=(16,)", "prior.head=digits", "rsft.demo_fraction=0.5",
                "codebook.action_weight=5.0", "codebook.mixed_share=0.5", "codebook.weighted_actions=4",
-               "prior.guide_decoded=1.0", "prior.guide_decoded_share=0.5", "spo.critic=true"],
+               "codebook.squared_weight=1.0", "prior.guide_decoded=1.0", "prior.guide_decoded_share=0.5",
+               "spo.critic=true"],
     "guided, from pixels, encoder trained": [
         "prior.guide=(16,)", "prior.guide_decoded=1.0", "env.obs=pixels", "env.cameras=camera", "env.image_size=16",
         "encoder.image_width=16", "spo.freeze_encoder=false",
