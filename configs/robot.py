@@ -24,7 +24,7 @@ def get_config():
     config.demos.label = simulated.demos.label
 
     config.env.schema = "robot.json"
-    config.env.tasks = ("cube-in-bowl",)
+    config.env.tasks = ("cube-on-cube",)
     config.env.obs = "state"
     config.env.chunks = "relative"
     config.env.horizon = 200
@@ -38,7 +38,7 @@ def get_config():
     config.rsft.wave = 20
     config.rsft.steps = 300
 
-    config.spo.iterations = 5
+    config.spo.iterations = 6
     config.spo.groups = 10
     config.spo.max_groups = 10
     config.spo.wave_groups = 10

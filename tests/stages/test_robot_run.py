@@ -72,4 +72,4 @@ def test_the_config_to_start_from_fits_the_simulated_arm(tmp_path):
     there, here = envs.spec(arm.env.to_dict()), envs.spec(config.env.to_dict())
     assert there.lowdim == here.lowdim and there.action_dim == here.action_dim
     assert there.frame == here.frame
-    assert envs.task_names(config.env.to_dict()) == ("cube-in-bowl",)
+    assert envs.task_names(config.env.to_dict()) == ("cube-on-cube",)
