@@ -126,6 +126,7 @@ def test_a_second_training_computer_takes_the_next_robot_or_none(tmp_path):
         with pytest.raises(robots.RobotError, match=r"no robot is free: .*409"):
             third.reset(EvalInit("left", 0))
         first.close()
+        settings["connect_s"] = 10.0  # until the robot's program has noticed
         third.reset(EvalInit("left", 0))
         second.close()
         third.close()
