@@ -3,8 +3,10 @@
     pip install --no-deps -r requirements-tabletop.txt
     python -m cso_jax.main --config=configs/tabletop_state.py --workdir=runs/tabletop_state
 
-50 clean scripted demonstrations per task. It has been run at `--config.scale=smoke` only: neither its success nor its
-time is known yet. The networks and the guided prior are the quickstart's (docs/base_policy.md), not the paper's.
+50 clean scripted demonstrations per task. One run, seed 1, n = 250 per number, 95 % intervals: behaviour cloning 77.6 %
+[72.0, 82.3], its chunks through the codebook 72.8 % [67.0, 77.9], imitation 58.0 % [51.8, 64.0], R-SFT
+67.2 % [61.2, 72.7], SPO 70.8 % [64.9, 76.1]; 39 minutes on CPU cores that another run shared. The networks and the
+guided prior are the quickstart's (docs/base_policy.md), not the paper's.
 """
 
 from cso_jax import defaults

@@ -60,7 +60,8 @@ def rate_text(successes: int, trials: int) -> str | None:
 def success_table(rows: Mapping[str, Sequence[Row]], chosen: Sequence[Variant], title: str) -> Table:
     """Table 5: a column per task, then all of them, n per task (seeds), and the difference from CSO."""
     episodes = {one.name: by_task(e for row in rows.get(one.name, ()) for e in episodes_of(row)) for one in chosen}
-    tasks = list(dict.fromkeys(task for found in episodes.values() for task in found))
+    there = dict.fromkeys(task for found in episodes.values() for task in found)
+    tasks = [*(task for task in _SHORT if task in there), *(task for task in there if task not in _SHORT)]
     columns = ["", *(_SHORT.get(task, task) for task in tasks), "all", "n per task (seeds)", "against CSO"]
     lines: list[list[str | None]] = []
     for one in chosen:
