@@ -37,7 +37,8 @@ def test_variants_change_what_they_document(script, suite, tmp_path):
         assert changed <= set(one.variant.changes) | switches, one.variant.name
         for key, value in one.variant.changes.items():
             assert configs.flatten(one.config)[key] == value
-        assert one.config.reference.enabled == (script == "base_policy")  # once, not beside every variant
+        direct = script == "base_policy" or one.variant.stage in ("reference", "ceiling")
+        assert one.config.reference.enabled == direct  # once, not beside every variant
         if one.variant.stage != "spo" and not one.variant.changes:
             assert one.workdir == bases[0].workdir
         assert set(one.variant.paper) <= set(experiment.paper_columns)
