@@ -6,7 +6,7 @@
 50 demonstrations per task, as in Appendix C; evaluation is 50 episodes per task instead of the paper's 20 trials. The
 paper reports 61.0 % after CSO on its robot, the mean of five tasks (Table 5), with people's demonstrations, which no
 number of this config stands for. `--config.env.robot=piper` is that robot's arm. It needs a GPU, and here it has only
-been run at `--config.scale=smoke` without its behaviour-cloning reference: neither success nor time is known yet.
+been run at `--config.scale=smoke`: neither success nor time is known yet.
 """
 
 from cso_jax import defaults
