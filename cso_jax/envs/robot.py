@@ -82,7 +82,7 @@ def problems(settings: Mapping[str, Any]) -> list[str]:
     if not found and _file(settings).is_file():
         try:
             images = bool(spec(settings).images)
-        except (SchemaError, ValueError) as error:
+        except ValueError as error:
             return [str(error)]
         if images != (settings["obs"] == "pixels"):
             found.append(f"config.env.obs is {settings['obs']}, but the schema has {'' if images else 'no '}cameras")
