@@ -63,7 +63,7 @@ def open_run(config: ConfigDict, workdir: Path, stop: threading.Event | None = N
     settings = config.env.to_dict()
     try:
         tasks = envs.task_names(settings)
-        envs.require_files(settings)
+        file_versions = envs.require_files(settings)
         sentences = [envs.sentence(settings, task) for task in tasks]
     except (ValueError, ImportError, FileNotFoundError) as error:
         raise configs.ConfigError(str(error)) from None
@@ -78,10 +78,12 @@ def open_run(config: ConfigDict, workdir: Path, stop: threading.Event | None = N
         jax.eval_shape(lambda: policy.init(jax.random.key(0), spec, embedding))
     except (ValueError, TypeError, AssertionError) as error:
         raise configs.ConfigError(f"these values build no policy: {str(error).strip().splitlines()[0]}") from None
+    if spec.images:
+        provenance.require_same_files(workdir, file_versions)
     workdir.mkdir(parents=True, exist_ok=True)
     for leftover in workdir.rglob(".*.tmp"):  # of writes that a killed run did not finish
         leftover.unlink()
-    provenance.accept(config, workdir, changed)
+    provenance.accept(config, workdir, changed, file_versions)
     if embedding is not None and not (workdir / _TASK_EMBEDDING).exists():
         embeddings.save(workdir / _TASK_EMBEDDING, tasks, embedding)
     return Run(
@@ -97,6 +99,7 @@ def open_run(config: ConfigDict, workdir: Path, stop: threading.Event | None = N
         clock=telemetry.PhaseClock(),
         stop=stop or threading.Event(),
         state_ranges=table.state_ranges(),
+        file_versions=file_versions,
     )
 
 

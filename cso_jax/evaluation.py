@@ -35,7 +35,11 @@ def run_evaluation(run: Run, name: str, *, episodes_per_task: int | None = None,
         if rows_file == ROWS:
             _measure(run, name)
         act = make_evaluation_act(run, name)
-        common = {"horizon": run.config.env.horizon, "renderer": envs.renderer(run.settings), "versions": versions()}
+        common = {
+            "horizon": run.config.env.horizon,
+            "renderer": envs.renderer(run.settings),
+            "versions": {**versions(), **run.file_versions},
+        }
         total = episodes_per_task * len(run.tasks)
         wins = 0
 

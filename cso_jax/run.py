@@ -48,6 +48,7 @@ class Run:
     clock: telemetry.PhaseClock
     stop: threading.Event
     state_ranges: Mapping[str, int]
+    file_versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     _runner: EpisodeRunner | None = None
 
     @property

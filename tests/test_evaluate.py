@@ -237,6 +237,7 @@ def test_no_opengl_names_the_packages(tmp_path, capsys, monkeypatch):
 def test_missing_libero_assets_are_one_line(tmp_path, capsys, monkeypatch):
     pytest.importorskip("libero")
     monkeypatch.delenv("LIBERO_ASSETS", raising=False)
+    monkeypatch.setattr("cso_jax.envs.libero.assets._PACKAGE", "a_package_that_nobody_has")
     monkeypatch.setenv("HOME", str(tmp_path))
     configuration = Path(__file__).parents[1] / "configs" / "libero_object_state.py"
     status = main.main([f"--config={configuration}", f"--workdir={tmp_path / 'run'}"])

@@ -63,9 +63,12 @@ def needs_gl(settings: Mapping[str, Any]) -> bool:
     return benchmark(settings["name"]).needs_gl(settings)
 
 
-def require_files(settings: Mapping[str, Any]) -> None:
-    """Raises FileNotFoundError if the benchmark needs files that no package brings and they are not there."""
-    benchmark(settings["name"]).require_files(settings)
+def require_files(settings: Mapping[str, Any]) -> dict[str, str]:
+    """The versions of files that more than one source offers: what results hold beside those of packages.
+
+    Raises FileNotFoundError if the benchmark needs files that are not there.
+    """
+    return benchmark(settings["name"]).require_files(settings)
 
 
 def evaluation_states(settings: Mapping[str, Any]) -> int | None:

@@ -235,8 +235,11 @@ class Benchmark(Protocol):
     def needs_gl(self, settings: Mapping[str, Any]) -> bool:
         """Whether images and videos are drawn with OpenGL."""
 
-    def require_files(self, settings: Mapping[str, Any]) -> None:
-        """Raise FileNotFoundError if files that no package brings are needed and not there."""
+    def require_files(self, settings: Mapping[str, Any]) -> dict[str, str]:
+        """Raise FileNotFoundError if files are needed that are not there.
+
+        Returns what tells the version of files that more than one source offers, such as `{"assets": hash}`.
+        """
 
     def task_sets(self, settings: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
         """Named sets of tasks; every task is in one of them."""

@@ -94,9 +94,10 @@ def needs_gl(settings: Mapping[str, Any]) -> bool:
     return False
 
 
-def require_files(settings: Mapping[str, Any]) -> None:
+def require_files(settings: Mapping[str, Any]) -> dict[str, str]:
     """Raises FileNotFoundError where the schema is not there."""
     _schema(settings)
+    return {}
 
 
 def task_sets(settings: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:

@@ -29,6 +29,7 @@ from cso_jax.stages.demos import file_of
 from cso_jax.stages.table import EVALUATIONS, STAGES, evaluations_of, found_outputs, is_common, needs, reads
 
 RECORDS = "stages.json"
+FILES = "files.json"
 GROWING = ("spo.iterations", "evaluation.episodes_per_task")
 """Keys that a finished run may raise: it goes on from where it ended."""
 
@@ -98,12 +99,35 @@ def _restarting(config: ConfigDict, workdir: Path, changed: Mapping[str, str]) -
     return restarting
 
 
-def accept(config: ConfigDict, workdir: Path, changed: list[str]) -> None:
-    """Set aside what was made from stages that `changed` values make anew, and store the config."""
+def require_same_files(workdir: Path, versions: Mapping[str, str]) -> None:
+    """Raises ConfigError where the workdir was begun with other versions of files that images are drawn from."""
+    path = workdir / FILES
+    if not path.exists():
+        return
+    try:
+        before = dict(json.loads(path.read_text()))
+    except (ValueError, TypeError):
+        raise configs.ConfigError(f"{path} is not JSON; put it back, or use another --workdir") from None
+    for name, version in versions.items():
+        if name in before and before[name] != version:
+            raise configs.ConfigError(
+                f"{workdir} was begun with {name} {before[name]}, these are {version}: images of both must not be "
+                "mixed. Use another --workdir, or the files that it was begun with"
+            )
+
+
+def accept(config: ConfigDict, workdir: Path, changed: list[str], file_versions: Mapping[str, str]) -> None:
+    """Set aside what was made from stages that `changed` values make anew; store config and versions of files.
+
+    `file_versions` are stored in a new workdir only: what an older one was begun with is not known, and what a workdir
+    was copied from is said by the copy.
+    """
     for name in reversed(_restarting(config, workdir, dict.fromkeys(changed, ""))):
         if found_outputs(name, workdir):
             set_aside(config, workdir, name, "a stage that it was made from is made again with other values")
     stored = workdir / "config.json"
+    if file_versions and not stored.exists() and not (workdir / FILES).exists():
+        atomic_write_text(workdir / FILES, json.dumps(dict(file_versions), indent=1) + "\n")
     if not stored.exists() or stored.read_text() != configs.to_json(config):
         atomic_write_text(stored, configs.to_json(config))
 

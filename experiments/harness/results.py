@@ -59,6 +59,7 @@ def row_of(
         "fingerprint": _read_json(workdir / "results.json").get("config_hash"),
         "commit": notes.get("commit"),
         "jobs": notes.get("jobs"),
+        "renderer": episodes[-1].get("renderer"),
         "versions": episodes[-1].get("versions"),
     }
     return row | _collection(workdir)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cso_jax import config as configs
 from cso_jax.files import atomic_write_text
 from cso_jax.statistics import PairedComparison, mean_and_interval, paired_comparison, wilson
 from harness import results
@@ -95,9 +96,18 @@ class Summary:
 
 
 def summarise(rows: Sequence[results.Row]) -> Summary | None:
-    """Mean and standard deviation (ddof 1) over seeds, and the Wilson interval of all episodes pooled."""
+    """Mean and standard deviation (ddof 1) over seeds, and the Wilson interval of all episodes pooled.
+
+    Raises ConfigError for runs whose images were drawn from different assets.
+    """
     if not rows:
         return None
+    drawn = {(row.get("versions") or {}).get("libero-assets") for row in rows if row.get("renderer", "none") != "none"}
+    if len(drawn) > 1:
+        raise configs.ConfigError(
+            f"runs with images drawn from different assets ({', '.join(sorted(map(str, drawn)))}) are not pooled; "
+            f"make them again with the same: {', '.join(str(row['workdir']) for row in rows)}"
+        )
     successes, episodes = sum(row["successes"] for row in rows), sum(row["episodes"] for row in rows)
     rates = [row["success"] for row in rows]
     low, high = wilson(successes, episodes)

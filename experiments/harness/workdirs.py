@@ -88,6 +88,8 @@ def _assembled(workdir: Path) -> Iterator[Path]:
 
 
 def _take_stages(base: Path, draft: Path, stages: Sequence[str]) -> None:
+    if (base / provenance.FILES).exists():
+        shutil.copy2(base / provenance.FILES, draft / provenance.FILES)
     for stage in stages:
         beside = ("task_embedding.npz",) if stage == "imitation" else ()
         for name in (*table.STAGES[stage].outputs, *beside):

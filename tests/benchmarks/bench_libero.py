@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from cso_jax.envs.gl import configure_gl
+from cso_jax.envs.libero import assets as libero_assets
 from cso_jax.envs.libero import benchmark as libero
 from cso_jax.envs.libero import files as libero_files
 from cso_jax.envs.protocol import EvalInit
@@ -37,7 +38,7 @@ def main() -> None:
     parser.add_argument("--decimate", type=int, default=600, help="triangles per mesh of the decimated variant")
     parser.add_argument("--assets", default="", help="LIBERO's assets; empty: where cso_jax looks for them")
     args = parser.parse_args()
-    folder = str(libero_files.assets_folder(args.assets))
+    folder = str(libero_assets.assets_folder(args.assets))
     backend = configure_gl("pixels")
     variants: dict[str, dict[str, Any]] = {"official": {}, "fast": {"render": "fast"}}
     if importlib.util.find_spec("meshoptimizer") is not None:

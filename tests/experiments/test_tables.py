@@ -11,6 +11,7 @@ from harness import log_ratios, results, tables
 from harness.log_ratios import LogRatios
 from harness.variants import Variant
 
+from cso_jax import config as configs
 from cso_jax import defaults
 from cso_jax.files import append_jsonl
 
@@ -66,6 +67,16 @@ def test_table_with_missing_cells(rows, tmp_path):
     assert "one \\& only & 70.0 $\\pm$ 14.1" in latex and "50 \\% of it" in latex
     with pytest.raises(ValueError, match="expected 2 cells, found 1"):
         tables.Table("", ("a", "b"), [["x"]]).as_text()
+
+
+def test_runs_from_images_of_different_assets_are_not_pooled(row):
+    def seen(seed, assets, renderer="egl official"):
+        return row("a", seed, 5, renderer=renderer, versions={"mujoco": "3.3.0", "libero-assets": assets})
+
+    assert tables.summarise([seen(1, "original"), seen(2, "original")]).episodes == 20
+    assert tables.summarise([seen(1, "original", "none"), seen(2, "stand-ins", "none")]).episodes == 20
+    with pytest.raises(configs.ConfigError, match=r"assets .original, stand-ins. are not pooled"):
+        tables.summarise([seen(1, "original"), seen(2, "stand-ins")])
 
 
 def test_clip_ranges_together(row):

@@ -9,7 +9,7 @@ import psutil
 import pytest
 
 from cso_jax import defaults, envs
-from cso_jax.envs.libero.files import assets_folder
+from cso_jax.envs.libero.assets import assets_folder
 from cso_jax.envs.protocol import TrainInit
 from cso_jax.rollout.episodes import EpisodeRequest
 from cso_jax.rollout.pool import WorkerPool

@@ -82,7 +82,7 @@ class Workdir:
         self.folder = folder
         self.config = defaults.metaworld()
         self.marks = {}
-        provenance.accept(self.config, folder, [])
+        provenance.accept(self.config, folder, [], {})
         (folder / "demos").mkdir()
         (folder / "demos" / "reach-v3.hdf5").write_bytes(b"demonstrations")
         for number, name in enumerate(table.STAGES):
@@ -112,7 +112,7 @@ class Workdir:
         with self.config.unlocked():
             self.config.update_from_flattened_dict({key.replace("__", "."): value for key, value in values.items()})
         changed = provenance.changed_keys(self.config, self.folder)
-        provenance.accept(self.config, self.folder, changed)
+        provenance.accept(self.config, self.folder, changed, {})
         return changed
 
     def remove(self, name):
@@ -214,7 +214,7 @@ def test_a_workdir_from_before_the_references_gets_them(tmp_path):
     checkpoints.close()
     config = defaults.metaworld()
     assert provenance.changed_keys(config, tmp_path) == ["reference.enabled"]
-    provenance.accept(config, tmp_path, ["reference.enabled"])
+    provenance.accept(config, tmp_path, ["reference.enabled"], {})
     assert table.found_outputs("imitation", tmp_path) and not (tmp_path / "superseded").exists()
     # A reference that is off leaves no trace in what tells runs apart.
     with config.unlocked():
@@ -278,6 +278,20 @@ def test_a_workdir_without_records_is_taken_as_it_is(workdir):
         workdir.make(name, number)
     assert workdir.begun() == EVERYTHING and workdir.evaluated() == EVALUATED
     assert json.loads((workdir.folder / "stages.json").read_text())["spo"]["from"].keys() == {"rsft"}
+
+
+def test_images_of_two_versions_of_the_files_are_not_mixed(tmp_path):
+    config = defaults.metaworld()
+    provenance.accept(config, tmp_path / "new", [], {"libero-assets": "original"})
+    provenance.accept(config, tmp_path / "new", [], {"libero-assets": "other"})  # it was begun with the first
+    provenance.require_same_files(tmp_path / "new", {"libero-assets": "original"})
+    with pytest.raises(configs.ConfigError, match="was begun with libero-assets original, these are other") as caught:
+        provenance.require_same_files(tmp_path / "new", {"libero-assets": "other"})
+    assert "\n" not in str(caught.value)
+
+    provenance.accept(config, tmp_path / "older", [], {})
+    provenance.accept(config, tmp_path / "older", [], {"libero-assets": "original"})
+    provenance.require_same_files(tmp_path / "older", {"libero-assets": "other"})  # nobody knows what it had
 
 
 def test_official_files_are_told_apart_by_their_sizes(tmp_path):

