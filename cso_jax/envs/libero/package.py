@@ -39,6 +39,7 @@ def problem_classes(assets: Path) -> dict[str, Any]:
         libero = importlib.import_module("libero.libero")
         libero.__dict__["_assets_path_cache"] = str(assets)
         envs = importlib.import_module("libero.libero.envs")
+        importlib.import_module("cso_jax.envs.libero.compiled")  # here, for where numba keeps what it compiles
     classes: dict[str, Any] = envs.TASK_MAPPING
     return classes
 
