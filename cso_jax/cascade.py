@@ -1,5 +1,6 @@
 """The cascade: open a workdir, run the stages of the table that it lacks, evaluate after each policy, report."""
 
+import dataclasses
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -101,6 +102,25 @@ def open_run(config: ConfigDict, workdir: Path, stop: threading.Event | None = N
         state_ranges=table.state_ranges(),
         file_versions=file_versions,
     )
+
+
+def under_protocol(run: Run, name: str) -> Run:
+    """A run whose episodes follow another of the benchmark's protocols, its tasks worded as there.
+
+    Raises ConfigError for a protocol that there is not, and where its files are not.
+    """
+    try:
+        settings = envs.under_protocol(run.settings, name)
+        versions = envs.require_files(settings)
+        sentences = [envs.sentence(settings, task) for task in run.tasks]
+        embedding, kind = run.task_embedding, run.config.encoder.task_embedding
+        if kind in embeddings.MODELS and sentences != [envs.sentence(run.settings, task) for task in run.tasks]:
+            embedding = embeddings.task_embeddings(
+                kind, run.tasks, sentences, file=run.config.encoder.task_embedding_file
+            )
+    except (ValueError, ImportError, FileNotFoundError, embeddings.LanguageError) as error:
+        raise configs.ConfigError(str(error)) from None
+    return dataclasses.replace(run, settings=settings, file_versions=versions, task_embedding=embedding)
 
 
 def _task_embedding(

@@ -1,10 +1,14 @@
 """Evaluate a finished stage of a run again, with as many episodes as you like:
 
-    python -m cso_jax.evaluate --workdir=DIR [--stage=imitation|rsft|spo|reference|ceiling|greedy] [--episodes=N]
+    python -m cso_jax.evaluate --workdir=DIR [--stage=imitation|rsft|spo|reference|ceiling|greedy] [--episodes=N] \
+        [--protocol=NAME]
 
 "reference" is behaviour cloning on the same demonstrations, "ceiling" the same through the codebook, "greedy" the
 imitation policy without sampling. Uses the run's own config. Episodes that the run has evaluated already are taken
 over, not run again; the rows go to `evaluation_<stage>.jsonl`, and the run's results stay as they are.
+
+--protocol=NAME evaluates under another protocol of the benchmark's, into a file of its own: for LIBERO settle, openpi
+or quest_compat, and pro:libero_object_swap and the like for LIBERO-PRO's variants of the tasks (docs/libero.md).
 """
 
 import sys
@@ -18,7 +22,10 @@ from cso_jax.cli import fail, folder_of, run_command, supervised
 from cso_jax.files import step_folders
 from cso_jax.stages import table
 
-USAGE = "python -m cso_jax.evaluate --workdir=DIR [--stage=imitation|rsft|spo|reference|ceiling|greedy] [--episodes=N]"
+USAGE = (
+    "python -m cso_jax.evaluate --workdir=DIR [--stage=imitation|rsft|spo|reference|ceiling|greedy] [--episodes=N] "
+    "[--protocol=NAME]"
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,16 +35,16 @@ def main(arguments: list[str] | None = None) -> int:
         telemetry.show(f"usage: {USAGE}")
         return 0
     try:
-        workdir, stage, episodes = _parse(arguments)
+        workdir, stage, episodes, protocol = _parse(arguments)
         config = config_of(workdir)
     except configs.ConfigError as error:
         return fail(error)
-    return supervised(config, workdir, lambda stop: _evaluate(config, workdir, stage, episodes, stop))
+    return supervised(config, workdir, lambda stop: _evaluate(config, workdir, stage, episodes, protocol, stop))
 
 
-def _parse(arguments: list[str]) -> tuple[Path, str, int]:
+def _parse(arguments: list[str]) -> tuple[Path, str, int, str]:
     options, overrides = configs.split_arguments(arguments)
-    unknown = sorted(options.keys() - {"workdir", "stage", "episodes", "help"})
+    unknown = sorted(options.keys() - {"workdir", "stage", "episodes", "protocol", "help"})
     if unknown or overrides or "workdir" not in options:
         raise configs.ConfigError(f"usage: {USAGE}")
     workdir = folder_of(options["workdir"])
@@ -51,7 +58,7 @@ def _parse(arguments: list[str]) -> tuple[Path, str, int]:
     episodes = options.get("episodes", "0")
     if not episodes.isdecimal():
         raise configs.ConfigError(f"--episodes is a number of episodes per task; got {episodes!r}")
-    return workdir, stage, int(episodes)
+    return workdir, stage, int(episodes), options.get("protocol", "")
 
 
 def config_of(workdir: Path) -> ConfigDict:
@@ -65,8 +72,8 @@ def config_of(workdir: Path) -> ConfigDict:
         raise configs.ConfigError(f"{stored}: {error}; put it back, or evaluate another --workdir") from None
 
 
-def _evaluate(config, workdir: Path, stage: str, episodes: int, stop) -> None:
-    from cso_jax.cascade import open_run
+def _evaluate(config, workdir: Path, stage: str, episodes: int, protocol: str, stop) -> None:
+    from cso_jax.cascade import open_run, under_protocol
     from cso_jax.evaluation import run_evaluation
     from cso_jax.files import append_jsonl, read_jsonl
     from cso_jax.stages import provenance
@@ -74,12 +81,14 @@ def _evaluate(config, workdir: Path, stage: str, episodes: int, stop) -> None:
 
     for need in table.EVALUATIONS[stage].of:
         provenance.finish(config, workdir, need)  # rows of a policy that is no longer there do not count
-    name = f"evaluation_{stage}.jsonl"
-    if not (workdir / name).exists():
+    name = f"evaluation_{stage}{'_' + protocol.replace(':', '_') if protocol else ''}.jsonl"
+    if not protocol and not (workdir / name).exists():
         append_jsonl(workdir / name, [r for r in read_jsonl(workdir / "episodes.jsonl") if r["stage"] == stage])
     run = open_run(config, workdir, stop)
     try:
-        rows = run_evaluation(run, stage, episodes_per_task=episodes or None, rows_file=name)
+        if protocol:
+            run = under_protocol(run, protocol)
+        rows = run_evaluation(run, stage, episodes_per_task=episodes or None, rows_file=name, protocol=protocol)
     finally:
         run.close()
     for task in run.tasks:

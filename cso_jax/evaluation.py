@@ -17,10 +17,13 @@ from cso_jax.statistics import wilson
 from cso_jax.versions import versions
 
 
-def run_evaluation(run: Run, name: str, *, episodes_per_task: int | None = None, rows_file: str = ROWS):
+def run_evaluation(
+    run: Run, name: str, *, episodes_per_task: int | None = None, rows_file: str = ROWS, protocol: str = ""
+):
     """Run the evaluation of that name in the table, for the episodes that have no row in `rows_file` yet.
 
-    Returns its rows, and writes `results.json` when they are complete and in the run's own file.
+    Returns its rows, and writes `results.json` when they are complete and in the run's own file. `protocol`: a name
+    that the rows hold where the run's tasks are not those of its config.
     """
     episodes_per_task = episodes_per_task or table.episodes_per_task(name, run.config)
     rows_path = run.workdir / rows_file
@@ -39,6 +42,7 @@ def run_evaluation(run: Run, name: str, *, episodes_per_task: int | None = None,
             "horizon": run.config.env.horizon,
             "renderer": envs.renderer(run.settings),
             "versions": {**versions(), **run.file_versions},
+            **({"protocol": protocol} if protocol else {}),
         }
         total = episodes_per_task * len(run.tasks)
         wins = 0

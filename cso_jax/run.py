@@ -126,6 +126,8 @@ class Run:
     def agent(self, variables: Variables, sampling: Sampling | None = None) -> Agent:
         """The policy with these variables as it acts in evaluation and SPO, or drawing otherwise."""
         chosen = self.config.sampling
+        if self.task_embedding is not None:  # an evaluation may word the tasks differently than training did
+            variables = {**variables, "task_embedding": self.task_embedding}
         return Agent(
             self.policy,
             variables,

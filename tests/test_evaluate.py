@@ -27,11 +27,12 @@ def workdir(tmp_path):
 
 
 def test_defaults_to_the_newest_stage(workdir):
-    assert evaluate._parse([f"--workdir={workdir}"]) == (workdir, "imitation", 0)
+    assert evaluate._parse([f"--workdir={workdir}"]) == (workdir, "imitation", 0, "")
     (workdir / "checkpoints" / "spo").mkdir()  # begun, nothing saved
     assert evaluate._parse([f"--workdir={workdir}"])[1] == "imitation"
     (workdir / "checkpoints" / "spo" / "3").mkdir()
-    assert evaluate._parse([f"--workdir={workdir}", "--episodes=7"]) == (workdir, "spo", 7)
+    assert evaluate._parse([f"--workdir={workdir}", "--episodes=7"]) == (workdir, "spo", 7, "")
+    assert evaluate._parse([f"--workdir={workdir}", "--protocol=openpi"]) == (workdir, "spo", 0, "openpi")
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,14 @@ def require_files(settings: Mapping[str, Any]) -> dict[str, str]:
     return benchmark(settings["name"]).require_files(settings)
 
 
+def under_protocol(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The settings for an evaluation under another protocol, of those that the benchmark has.
+
+    Raises ValueError for one that there is not.
+    """
+    return benchmark(settings["name"]).under_protocol(settings, name)
+
+
 def evaluation_states(settings: Mapping[str, Any]) -> int | None:
     """How many evaluation states a task has, after which they repeat with the index; None where they never do."""
     return benchmark(settings["name"]).EVALUATION_STATES

@@ -51,6 +51,11 @@ class FatalFault(FakeFault):
     fatal = True
 
 
+def under_protocol(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """There are no protocols: raises ValueError."""
+    raise ValueError(f"the fake environment has no evaluation protocol {name!r}, only its own")
+
+
 def task_sets(settings: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     """Named sets of tasks."""
     return {"all": tuple(DIRECTIONS), "three": DEFAULT_TASKS}

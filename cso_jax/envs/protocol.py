@@ -241,6 +241,9 @@ class Benchmark(Protocol):
         Returns what tells the version of files that more than one source offers, such as `{"assets": hash}`.
         """
 
+    def under_protocol(self, settings: Mapping[str, Any], name: str) -> dict[str, Any]:
+        """The settings for an evaluation under another protocol. Raises ValueError for one that there is not."""
+
     def task_sets(self, settings: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
         """Named sets of tasks; every task is in one of them."""
 

@@ -100,6 +100,11 @@ def require_files(settings: Mapping[str, Any]) -> dict[str, str]:
     return {}
 
 
+def under_protocol(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """There are no protocols: raises ValueError."""
+    raise ValueError(f"a robot has no evaluation protocol {name!r}, only its own")
+
+
 def task_sets(settings: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     """One set, of all tasks of the schema."""
     return {"all": tuple(task.name for task in _schema(settings).tasks)}

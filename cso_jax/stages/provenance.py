@@ -182,7 +182,8 @@ def _set_evaluations_aside(config: ConfigDict, workdir: Path, stage: str, target
     rows = read_jsonl(workdir / ROWS)
     append_jsonl(target / ROWS, [row for row in rows if row["stage"] in names])
     for name in names:
-        for place in (workdir / f"evaluation_{name}.jsonl", *sorted((workdir / "videos").glob(f"{name}_*"))):
+        again = [workdir / f"evaluation_{name}.jsonl", *sorted(workdir.glob(f"evaluation_{name}_*.jsonl"))]
+        for place in (*again, *sorted((workdir / "videos").glob(f"{name}_*"))):
             _move(place, target / place.relative_to(workdir))
         _drop_account(workdir, f"evaluate {name}")
     _set_metrics_aside(workdir, target, [name for name in names if EVALUATIONS[name].measure is not None])

@@ -34,7 +34,7 @@ def share():
 @pytest.fixture
 def slots(monkeypatch, share):
     """Makes slots under given settings, on the scenes of this module."""
-    monkeypatch.setattr(libero, "process_scenes", lambda capacity, folder: share)
+    monkeypatch.setattr(libero, "process_scenes", lambda *_: share)
     made = []
 
     def make(count: int = 1, **changes):

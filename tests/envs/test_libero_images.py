@@ -190,7 +190,7 @@ def test_a_missing_library_names_the_command(monkeypatch):
 def test_memory_stays_flat_over_two_hundred_episodes(monkeypatch, capsys):
     """Ten tasks in turn, four episodes each, with five scenes allowed: scenes and renderers come and go."""
     share = SceneShare(5, settings())
-    monkeypatch.setattr(libero, "process_scenes", lambda capacity, folder: share)
+    monkeypatch.setattr(libero, "process_scenes", lambda *_: share)
     slots = libero.make_environments(pixels(render="fast", scenes=5), 2)
     tasks = [task_sets()[suite][index] for suite in ("libero_object", "libero_10") for index in range(5)]
     resident = []

@@ -61,6 +61,8 @@ def test_references_follow_what_they_were_made_from(tmp_path, run_environment, c
 
     # Each can be evaluated further, and with the reference switched off nothing of it is asked for.
     assert evaluate.main([f"--workdir={workdir}", "--stage=ceiling", "--episodes=5"]) == 0
+    assert evaluate.main([f"--workdir={workdir}", "--protocol=openpi"]) == 1
+    assert "the fake environment has no evaluation protocol 'openpi'" in capsys.readouterr().err.splitlines()[-1]
     more = read_jsonl(workdir / "evaluation_ceiling.jsonl")
     assert len(more) == 15 and {row["stage"] for row in more} == {"ceiling"}
     assert rows_of(workdir) == second

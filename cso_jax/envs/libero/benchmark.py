@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from cso_jax.envs.gl import configure_gl
+from cso_jax.envs.libero import pro
 from cso_jax.envs.libero.assets import assets_folder, assets_version
 from cso_jax.envs.libero.control import ACTION_DIM
 from cso_jax.envs.libero.environment import LiberoSimulation, Observer, image_key, process_scenes
-from cso_jax.envs.libero.files import STATES_PER_TASK, demonstration_start, language
+from cso_jax.envs.libero.files import STATES_PER_TASK, demonstration_start, language, suite_of
 from cso_jax.envs.libero.files import task_sets as all_task_sets
+from cso_jax.envs.libero.protocols import PROTOCOLS
 from cso_jax.envs.libero.settings import Settings, problems
 from cso_jax.envs.libero.state import STATE_DIM
 from cso_jax.envs.protocol import Environment, EnvSpec, RobotInterface
@@ -34,6 +36,7 @@ __all__ = [
     "sentence",
     "spec",
     "task_sets",
+    "under_protocol",
 ]
 
 EXAMPLE = "configs/libero_object_state.py"
@@ -91,14 +94,15 @@ def needs_gl(settings: Mapping[str, Any]) -> bool:
 
 
 def sentence(settings: Mapping[str, Any], task: str) -> str:
-    """What the task asks for, as LIBERO's benchmark puts it."""
-    return language(task)
+    """What the task asks for, as LIBERO's benchmark puts it, or the variant's description."""
+    options = Settings.of(settings).libero
+    return pro.sentence(pro.folder(options.pro), task, options.variant) if options.variant else language(task)
 
 
 def require_files(settings: Mapping[str, Any]) -> dict[str, str]:
     """Look for LIBERO's meshes and textures, and for the recorded first states where training starts from those.
 
-    Returns the version of the former (`assets.assets_version`).
+    Also for the files of a variant. Returns the version of the former (`assets.assets_version`).
 
     Raises FileNotFoundError, saying where it looked, if they are nowhere to be found, ValueError for a file of
     demonstrations without usable states.
@@ -106,10 +110,34 @@ def require_files(settings: Mapping[str, Any]) -> dict[str, str]:
     chosen = Settings.of(settings).libero
     folder = assets_folder(chosen.assets)
     if chosen.train_states == "demonstrations":
-        for task in settings.get("tasks", ()):
-            for each in all_task_sets().get(task, (task,)):
-                demonstration_start(chosen.datasets, each, 0)
+        for each in _tasks(settings):
+            demonstration_start(chosen.datasets, each, 0)
+    if chosen.variant:
+        for each in _tasks(settings):
+            pro.states(pro.folder(chosen.pro), each, chosen.variant)
     return {"libero-assets": assets_version(folder)}
+
+
+def _tasks(settings: Mapping[str, Any]) -> list[str]:
+    return [each for task in settings.get("tasks", ()) for each in all_task_sets().get(task, (task,))]
+
+
+def under_protocol(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The settings with another of `protocols.PROTOCOLS`, or with a suite of LIBERO-PRO: "pro:libero_object_swap".
+
+    Raises ValueError for another name, or a suite that is not of the tasks.
+    """
+    options = dict(settings.get("libero", {}))
+    if name in PROTOCOLS:
+        return {**settings, "libero": {**options, "protocol": name}}
+    kind, _, suite = name.partition(":")
+    if kind != "pro":
+        raise ValueError(f"LIBERO's evaluation protocols are {', '.join(PROTOCOLS)} and pro:SUITE; got {name!r}")
+    variant = pro.variant_of(suite)
+    others = [task for task in _tasks(settings) if suite_of(task) != suite.removesuffix(f"_{variant}")]
+    if others:
+        raise ValueError(f"{suite} is a variant of other tasks than {others[0]} ({suite_of(others[0])})")
+    return {**settings, "libero": {**options, "variant": variant}}
 
 
 def task_sets(settings: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
@@ -158,7 +186,8 @@ def renderer(settings: Mapping[str, Any]) -> str:
 def make_environments(settings: Mapping[str, Any], count: int) -> list[Environment]:
     """`count` slots for this process. They share their scenes, which are compiled when first needed."""
     chosen = Settings.of(settings)
-    scenes = process_scenes(chosen.libero.scenes, chosen.libero.assets)
+    options = chosen.libero
+    scenes = process_scenes(options.scenes, options.assets, options.variant, options.pro)
     observer = Observer(chosen)
     return [
         Slot(

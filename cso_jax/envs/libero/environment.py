@@ -29,9 +29,9 @@ def image_key(camera: str) -> str:
 
 
 @functools.cache
-def process_scenes(capacity: int, assets: str) -> SceneShare:
+def process_scenes(capacity: int, assets: str, variant: str = "", pro: str = "") -> SceneShare:
     """The scenes that everything in this process with the same settings shares."""
-    return SceneShare(capacity, {"libero": {"assets": assets}})
+    return SceneShare(capacity, {"libero": {"assets": assets, "variant": variant, "pro": pro}})
 
 
 def start_of_training(settings: Settings, scene: Scene, init: TrainInit) -> None:

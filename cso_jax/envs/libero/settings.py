@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from cso_jax.envs.libero.pro import VARIANTS
 from cso_jax.envs.libero.protocols import PROTOCOLS
 from cso_jax.rules import at_least_one, one_of
 
@@ -20,7 +21,10 @@ PROFILES: dict[str, dict[str, Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """`config.env.libero`: where files are, the protocol, how images are drawn, how many scenes a process keeps."""
+    """`config.env.libero`: where files are, the protocol, how images are drawn, how many scenes a process keeps.
+
+    Evaluation alone sets `variant` (`pro.VARIANTS`: LIBERO-PRO's instead of the benchmark's tasks; files in `pro`).
+    """
 
     assets: str = ""
     protocol: str = "settle"
@@ -31,6 +35,8 @@ class Options:
     datasets: str = ""
     joint_noise: float = 0.0
     scenes: int = 12
+    variant: str = ""
+    pro: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +83,7 @@ def problems(settings: Mapping[str, Any]) -> list[str]:
         *one_of("env.libero.protocol", options.protocol, tuple(PROTOCOLS)),
         *one_of("env.libero.render", options.render, tuple(PROFILES)),
         *one_of("env.libero.proprio", options.proprio, ("joints", "joints_ee", "ee8")),
+        *one_of("env.libero.variant", options.variant, ("", *VARIANTS)),
         *one_of("env.libero.train_states", options.train_states, ("placements", "demonstrations")),
     ]
     for name in ("image_size", "horizon", "video_size", "video_every", "history"):

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import dataclasses
+import functools
 import gc
 import hashlib
 import pdb
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from cso_jax.envs.gl import load_mujoco
+from cso_jax.envs.libero import pro
 from cso_jax.envs.libero.assets import assets_folder
 from cso_jax.envs.libero.control import Arm, Command
 from cso_jax.envs.libero.files import STATES_PER_TASK, bddl_file, benchmark_states
@@ -43,11 +45,19 @@ class Scene:
         Raises ValueError for an unknown task, FileNotFoundError without assets, ModuleNotFoundError without LIBERO.
         """
         mujoco = load_mujoco()
-        description = bddl_file(task)
         libero = dict((settings or {}).get("libero", {}))
+        variant, files = libero.get("variant", ""), None
+        if variant:
+            files = pro.folder(libero.get("pro", ""))
+        description = pro.description(files, task, variant) if files else bddl_file(task)
+        self._states = (
+            functools.partial(pro.states, files, task, variant) if files else functools.partial(benchmark_states, task)
+        )
         self.task = task
         self._mujoco = mujoco
         self._classes = problem_classes(assets_folder(libero.get("assets", "")))
+        if variant:
+            pro.add_objects()
         self.env = self._build(str(description))
         self.model, self.data = self.env.sim.model._model, self.env.sim.data._data
         self.env.visualize({name: False for name in self.env._visualizations})
@@ -80,11 +90,11 @@ class Scene:
         raise RuntimeError(f"LIBERO found no room for all objects of {self.task} in {_TRIES} tries (seed {seed})")
 
     def reset_benchmark(self, state_index: int, fixture_seed: int) -> None:
-        """Benchmark state `state_index` (modulo 50), with fixture poses drawn from `fixture_seed`.
+        """Benchmark state `state_index` (modulo 50), or the variant's, with fixture poses drawn from `fixture_seed`.
 
-        The benchmark's files hold no fixture poses: LIBERO draws them in the reset that comes first.
+        The files hold no fixture poses: LIBERO draws them in the reset that comes first.
         """
-        self.reset_state(benchmark_states(self.task)[state_index % STATES_PER_TASK], fixture_seed)
+        self.reset_state(self._states()[state_index % STATES_PER_TASK], fixture_seed)
 
     def reset_state(
         self,

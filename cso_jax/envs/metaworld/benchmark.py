@@ -67,6 +67,11 @@ def require_files(settings: Mapping[str, Any]) -> dict[str, str]:
     return {}
 
 
+def under_protocol(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """There are no protocols: raises ValueError."""
+    raise ValueError(f"MetaWorld has no evaluation protocol {name!r}, only its own")
+
+
 def sentence(settings: Mapping[str, Any], task: str) -> str:
     """The task's name in words."""
     return task.removesuffix("-v3").replace("-", " ")

@@ -72,6 +72,11 @@ def require_files(settings: Mapping[str, Any]) -> dict[str, str]:
     return {}
 
 
+def under_protocol(settings: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """There are no protocols: raises ValueError."""
+    raise ValueError(f"the tabletop has no evaluation protocol {name!r}, only its own")
+
+
 def task_sets(settings: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     """One set of all tasks."""
     return {"all": tuple(TASKS)}
