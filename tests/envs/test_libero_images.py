@@ -158,6 +158,22 @@ def test_a_burner_that_glows_does_not_glow_in_the_next_episode():
     slot.close()
 
 
+def test_a_run_from_state_films_what_a_scene_with_looks_shows():
+    """Its own scenes have none; the burner that glows is among what the frame has to follow."""
+    settings = pixels(render="fast") | {"video_size": 64, "video_every": 8}
+    frames = []
+    for obs in ("state", "pixels"):
+        (slot,) = libero.make_environments(settings | {"obs": obs}, 1)
+        slot.reset(TrainInit(KNOB, 0), record=True)
+        scene = slot.simulation.scene()
+        assert scene.looks == (obs == "pixels")
+        scene.data.qpos[scene._joints["flat_stove_1"]] = 1.0
+        frames.append(slot.step_chunk(np.tile([0.3, 0, -0.2, 0, 0, 0, 1.0], (8, 1))).frames[-1])
+        slot.close()
+    np.testing.assert_array_equal(*frames)
+    assert frames[0].std() > 20
+
+
 def test_fewer_triangles_leave_the_model_and_the_physics_alone():
     pytest.importorskip("meshoptimizer", reason="meshoptimizer is not installed")
     scene = Scene(MILK, settings())

@@ -78,6 +78,32 @@ def test_step_is_that_of_robosuite_in_every_suite(suite, index):
     scene.close()
 
 
+def assert_the_looks_make_no_difference(task: str) -> None:
+    """The same bits of physics from a scene without looks, with every geom in its place."""
+    bare, full = (Scene(task, {"libero": {"assets": str(assets()), "looks": looks}}) for looks in (False, True))
+    assert fingerprint(bare) == fingerprint(full)
+    assert bare.model.ngeom == full.model.ngeom and bare.model.ntexdata < full.model.ntexdata / 5
+    assert [bare.model.geom(i).name for i in range(bare.model.ngeom)] == [
+        full.model.geom(i).name for i in range(full.model.ngeom)
+    ]
+    bare.close()
+    full.close()
+
+
+@pytest.mark.parametrize("task", [BOWL, STOVE])
+def test_physics_is_the_same_without_looks(task):
+    assert_the_looks_make_no_difference(task)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("suite", ["libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90"])
+@pytest.mark.parametrize("index", [0, 3, 6, 9])
+def test_physics_is_the_same_without_looks_in_every_suite(suite, index):
+    assets()
+    tasks = task_sets()[suite]
+    assert_the_looks_make_no_difference(tasks[index * len(tasks) // 10])
+
+
 @pytest.mark.parametrize("task", [BOWL, DRAWER])
 def test_a_reset_replays_bit_for_bit_whatever_ran_before(scenes, task):
     used, fresh, moves = scenes(task), Scene(task, settings()), actions("smooth", 12)

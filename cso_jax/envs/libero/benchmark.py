@@ -186,8 +186,7 @@ def renderer(settings: Mapping[str, Any]) -> str:
 def make_environments(settings: Mapping[str, Any], count: int) -> list[Environment]:
     """`count` slots for this process. They share their scenes, which are compiled when first needed."""
     chosen = Settings.of(settings)
-    options = chosen.libero
-    scenes = process_scenes(options.scenes, options.assets, options.variant, options.pro)
+    scenes = process_scenes(chosen.libero, chosen.obs != "state")
     observer = Observer(chosen)
     return [
         Slot(

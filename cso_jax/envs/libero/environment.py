@@ -14,13 +14,15 @@ from cso_jax.envs.libero.culling import culled
 from cso_jax.envs.libero.meshes import simplified
 from cso_jax.envs.libero.protocols import PROTOCOLS, Start, horizon
 from cso_jax.envs.libero.scenes import SceneShare
-from cso_jax.envs.libero.settings import PROFILES, Settings
+from cso_jax.envs.libero.settings import PROFILES, Options, Settings
 from cso_jax.envs.libero.simulator import Scene, Snapshot
 from cso_jax.envs.libero.state import state_vector
 from cso_jax.envs.protocol import InitState, Observation, TrainInit, require_train
 
 _VIDEO_CAMERA = "agentview"
 _COLLISION_GEOMS = 0
+_TWINS = 2
+"""Scenes with looks, 300 to 400 MB each, that a run from state keeps for its videos."""
 
 
 def image_key(camera: str) -> str:
@@ -29,9 +31,10 @@ def image_key(camera: str) -> str:
 
 
 @functools.cache
-def process_scenes(capacity: int, assets: str, variant: str = "", pro: str = "") -> SceneShare:
-    """The scenes that everything in this process with the same settings shares."""
-    return SceneShare(capacity, {"libero": {"assets": assets, "variant": variant, "pro": pro}})
+def process_scenes(options: Options, drawn: bool) -> SceneShare:
+    """The scenes that all of this process with the same settings share, with looks if they are to be `drawn`."""
+    chosen = {"assets": options.assets, "variant": options.variant, "pro": options.pro, "looks": drawn}
+    return SceneShare(options.scenes, {"libero": chosen})
 
 
 def start_of_training(settings: Settings, scene: Scene, init: TrainInit) -> None:
@@ -52,6 +55,7 @@ class Observer:
     def __init__(self, settings: Settings) -> None:
         """Raises RuntimeError if camera images are wanted and nothing can draw them."""
         configure_gl(settings.obs)
+        self.parked: Snapshot | None = None  # of the scenes with looks, which are set anew for every frame
         self._settings = settings
 
     def observe(self, scene: Scene) -> Observation:
@@ -73,9 +77,17 @@ class Observer:
 
     def frame(self, scene: Scene) -> np.ndarray | None:
         """A video frame `[V, V, 3]` uint8, the top row first, None if this machine cannot draw."""
-        if self._settings.obs == "state" and not can_draw():
-            return None
+        if not scene.looks:
+            if not can_draw():
+                return None
+            scene = self._drawable(scene)
         return self._draw(scene, _VIDEO_CAMERA, self._settings.video_size, True)
+
+    def _drawable(self, scene: Scene) -> Scene:
+        """A scene with looks in the same state, for the few episodes of a run from state that are filmed."""
+        twin = _process_twins(self._settings.libero).enter(self, scene.task)
+        twin.restore(scene.snapshot())
+        return twin
 
     def _draw(self, scene: Scene, camera: str, size: int, upright: bool) -> np.ndarray:
         options = self._settings.libero
@@ -128,6 +140,11 @@ class LiberoSimulation:
     def end(self) -> None:
         """Leave the scene."""
         self.scenes.leave(self)
+
+
+@functools.cache
+def _process_twins(options: Options) -> SceneShare:
+    return process_scenes(dataclasses.replace(options, scenes=_TWINS), True)
 
 
 @functools.cache

@@ -17,7 +17,8 @@ class Slot(Protocol):
 
 
 class SceneShare:
-    """Scenes by task, 100 MB and a second of compiling each; above `capacity` the least recently used one goes.
+    """Scenes by task, 250 to 400 MB and seconds of compiling each with looks, a tenth without; above `capacity` the
+    least recently used one goes.
 
     Whoever steps or looks enters first and gets the scene with its own episode in it; the episode that was there is
     parked with its owner. An owner that has not entered since its scene went finds its episode in the new one.

@@ -35,7 +35,7 @@ def collect_demo(
     chosen = Settings.of(settings)
     observer = Observer(chosen)
     steps = horizon(PROTOCOLS[chosen.libero.protocol], init.task, chosen.horizon)
-    scenes = process_scenes(chosen.libero.scenes, chosen.libero.assets)
+    scenes = process_scenes(chosen.libero, chosen.obs != "state")
     visit = _Visit()
     scene = scenes.enter(visit, init.task)
     try:
