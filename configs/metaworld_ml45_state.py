@@ -1,6 +1,10 @@
 """All 45 tasks of MetaWorld ML45 from state observations, on a CPU.
 
-python -m cso_jax.main --config=configs/metaworld_ml45_state.py --workdir=runs/ml45_state
+    python -m cso_jax.main --config=configs/metaworld_ml45_state.py --workdir=runs/ml45_state
+
+One run, seed 0, n = 900 per stage, 95 % intervals: imitation 92.1 % [90.2, 93.7], R-SFT 93.6 % [91.8, 95.0]; behaviour
+cloning on the same demonstrations 95.8 % [94.3, 96.9], its chunks through the codebook 93.8 % [92.0, 95.2]. SPO with
+the values below has not been run to its end: docs/base_policy.md.
 """
 
 from cso_jax import defaults
@@ -44,6 +48,7 @@ def get_config():
 
     config.spo.iterations = 60
     config.spo.learning_rate = 5e-5
+    config.spo.average = "episode_mean"  # a failure has six times a success's decisions: docs/base_policy.md
     config.spo.minibatch_skills = 512
 
     config.evaluation.episodes_per_task = 20
