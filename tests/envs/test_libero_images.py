@@ -1,6 +1,7 @@
 """LIBERO's images: robosuite's own pixels, faster profiles, videos, memory over many episodes."""
 
 import contextlib
+import itertools
 import subprocess
 import sys
 
@@ -172,6 +173,19 @@ def test_a_run_from_state_films_what_a_scene_with_looks_shows():
         slot.close()
     np.testing.assert_array_equal(*frames)
     assert frames[0].std() > 20
+
+
+def test_a_run_from_state_films_more_tasks_than_it_keeps_scenes_with_looks():
+    """In turn, by one process: none of them gets another one's state."""
+    settings = pixels(render="fast") | {"obs": "state", "video_size": 48}
+    tasks = (KNOB, MILK, BOWL)
+    slots = libero.make_environments(settings, len(tasks))
+    first = [slot.reset(EvalInit(task, 0), record=True).frames[0] for slot, task in zip(slots, tasks, strict=True)]
+    again = [slot.reset(EvalInit(task, 0), record=True).frames[0] for slot, task in zip(slots, tasks, strict=True)]
+    np.testing.assert_array_equal(first, again)
+    assert all(np.abs(a.astype(int) - b).mean() > 5 for a, b in itertools.pairwise(first))
+    for slot in slots:
+        slot.close()
 
 
 def test_fewer_triangles_leave_the_model_and_the_physics_alone():

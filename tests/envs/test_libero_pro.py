@@ -9,7 +9,6 @@ from support.libero import BOWL, KNOB, MILK, assets
 from cso_jax import envs
 from cso_jax.envs.libero import benchmark as libero
 from cso_jax.envs.libero import files as libero_files
-from cso_jax.envs.libero import package as libero_package
 from cso_jax.envs.libero import pro
 from cso_jax.envs.protocol import EvalInit
 
@@ -119,11 +118,10 @@ def test_the_evaluation_protocols_of_a_run():
 
 
 @pytest.mark.parametrize("variant", ["swap", "object"])
-def test_episodes_start_in_the_changed_scene(unpacked, variant, monkeypatch):
+def test_episodes_start_in_the_changed_scene(unpacked, variant):
     folder = assets()
     if variant == "object" and not (folder / "stable_hope_objects" / "yellow_milk").is_dir():
         pytest.skip("these assets are not those of LIBERO-PRO")
-    libero_package.problem_classes(folder)
     options = {"assets": str(folder), "variant": variant, "pro": str(unpacked)}
     settings = {"name": "libero", "obs": "state", "tasks": (MILK,), "libero": options}
     assert list(envs.require_files(settings)) == ["libero-assets"]

@@ -22,7 +22,7 @@ from cso_jax.envs.protocol import InitState, Observation, TrainInit, require_tra
 _VIDEO_CAMERA = "agentview"
 _COLLISION_GEOMS = 0
 _TWINS = 2
-"""Scenes with looks, 300 to 400 MB each, that a run from state keeps for its videos."""
+"""Scenes with looks, up to 500 MB each, that a run from state keeps for its videos."""
 
 
 def image_key(camera: str) -> str:
@@ -55,7 +55,7 @@ class Observer:
     def __init__(self, settings: Settings) -> None:
         """Raises RuntimeError if camera images are wanted and nothing can draw them."""
         configure_gl(settings.obs)
-        self.parked: Snapshot | None = None  # of the scenes with looks, which are set anew for every frame
+        self.parked: Snapshot | None = None  # as whoever enters a scene has; it stays None
         self._settings = settings
 
     def observe(self, scene: Scene) -> Observation:
@@ -80,14 +80,17 @@ class Observer:
         if not scene.looks:
             if not can_draw():
                 return None
-            scene = self._drawable(scene)
+            return self._frame_of_twin(scene)
         return self._draw(scene, _VIDEO_CAMERA, self._settings.video_size, True)
 
-    def _drawable(self, scene: Scene) -> Scene:
-        """A scene with looks in the same state, for the few episodes of a run from state that are filmed."""
-        twin = _process_twins(self._settings.libero).enter(self, scene.task)
+    def _frame_of_twin(self, scene: Scene) -> np.ndarray:
+        """As `frame`, from a scene with looks in the same state: few episodes of a run from state are filmed."""
+        twins = _process_twins(self._settings.libero)
+        twin = twins.enter(self, scene.task)
         twin.restore(scene.snapshot())
-        return twin
+        image = self._draw(twin, _VIDEO_CAMERA, self._settings.video_size, True)
+        twins.leave(self)  # every frame is of a state of its own: there is no episode to be parked
+        return image
 
     def _draw(self, scene: Scene, camera: str, size: int, upright: bool) -> np.ndarray:
         options = self._settings.libero

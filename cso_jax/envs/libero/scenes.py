@@ -17,7 +17,7 @@ class Slot(Protocol):
 
 
 class SceneShare:
-    """Scenes by task, 250 to 400 MB and seconds of compiling each with looks, a tenth without; above `capacity` the
+    """Scenes by task, up to 500 MB and seconds of compiling each with looks, a tenth without; above `capacity` the
     least recently used one goes.
 
     Whoever steps or looks enters first and gets the scene with its own episode in it; the episode that was there is
