@@ -6,7 +6,8 @@ LIBERO's environment draws both cameras at 128 pixels after every step, as its e
 per `horizon` steps, which is when a policy that executes chunks looks. Each round runs every variant on every task, so
 that a busy machine slows all of them alike; a figure is the mean over rounds, with the fastest round in brackets. "raw
 physics" is 25 times mj_step from each of the states that the steps start from, without controller, success or images;
-"no images" is a step of ours from state. Only the decimated variant needs the library meshoptimizer; without it, it is
+"no images" is a step of ours from state, "fast physics" the same from a train initial state with
+config.env.libero.physics=fast. Only the decimated variant needs the library meshoptimizer; without it, it is
 left out.
 """
 
@@ -27,11 +28,12 @@ from cso_jax.envs.libero import assets as libero_assets
 from cso_jax.envs.libero import benchmark as libero
 from cso_jax.envs.libero import files as libero_files
 from cso_jax.envs.libero.control import SUBSTEPS
-from cso_jax.envs.protocol import EvalInit
+from cso_jax.envs.protocol import EvalInit, TrainInit
 
 TASKS = (("libero_spatial", 0), ("libero_object", 0), ("libero_10", 0), ("libero_90", 30))
 STOCK_STEPS = 8
 CHUNKS = 3
+FAST = "fast physics"
 
 
 def main() -> None:
@@ -47,7 +49,7 @@ def main() -> None:
     if importlib.util.find_spec("meshoptimizer") is not None:
         variants[f"fast, {args.decimate} triangles"] = {"render": "fast", "decimate": args.decimate}
     say(f"{backend}, {args.rounds} rounds; steps timed per round: stock {STOCK_STEPS}, ours {CHUNKS * args.horizon}")
-    names = ["stock", "raw physics", "no images", *variants]
+    names = ["stock", "raw physics", FAST, "no images", *variants]
     say(f"{'ms per step':20s}" + "".join(f"{name:>24s}" for name in names))
     for suite, index in TASKS:
         task = libero_files.task_sets()[suite][index]
@@ -69,6 +71,7 @@ def measure(
     stock.start()
     base = {"obs": "pixels", "image_size": 128, "video_size": 128}
     slots = {name: make_slot({**base, "libero": {"assets": folder, **options}}) for name, options in variants.items()}
+    slots[FAST] = make_slot({**base, "obs": "state", "libero": {"assets": folder, "physics": "fast"}})
     slots["no images"] = make_slot({**base, "obs": "state", "libero": {"assets": folder}})
     times: dict[str, list[float]] = {name: [] for name in ("stock", "raw physics", *slots)}
     assert here.recv() == "ready"
@@ -77,7 +80,7 @@ def measure(
         here.send(moves[:STOCK_STEPS])
         found = {"stock": here.recv()}
         for name, slot in slots.items():
-            slot.reset(EvalInit(task, 0))
+            slot.reset(TrainInit(task, 0) if name == FAST else EvalInit(task, 0))
             start = time.perf_counter()
             for chunk in moves.reshape(CHUNKS, horizon, 7):
                 slot.step_chunk(chunk)

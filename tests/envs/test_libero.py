@@ -39,7 +39,9 @@ def slots(monkeypatch, share):
 
     def make(count: int = 1, **changes):
         options = {
-            key: changes.pop(key) for key in ("protocol", "train_states", "datasets", "joint_noise") if key in changes
+            key: changes.pop(key)
+            for key in ("protocol", "train_states", "datasets", "joint_noise", "physics")
+            if key in changes
         }
         made.extend(libero.make_environments({**settings(**options), **changes}, count))
         return made[-count:]
@@ -65,6 +67,7 @@ def flat(result) -> np.ndarray:
         ({"cameras": ("corner2",)}, "cameras must be some of agentview, .*got corner2"),
         ({"cameras": ()}, "got none"),
         ({"libero": {"protocol": "own"}}, "libero.protocol must be one of settle, quest_compat, openpi"),
+        ({"libero": {"physics": "own"}}, "libero.physics must be one of official, fast"),
         ({"libero": {"render": "slow"}}, "libero.render must be one of official, fast"),
         ({"libero": {"decimate": 600}}, "libero.render=fast"),
         ({"libero": {"scenes": 0}}, "libero.scenes must be at least 1"),
@@ -140,6 +143,13 @@ def test_joint_noise_moves_the_arm_of_train_starts_only(slots):
     for slot in (still, noisy):
         slot.reset(EvalInit(MILK, 3))
         np.testing.assert_array_equal(scene_of(slot).flat_state(), benchmark_states(MILK)[3])
+
+
+def test_fast_physics_are_those_of_train_starts_only(slots):
+    (slot,) = slots(physics="fast")
+    for kind, exact in ((TrainInit, False), (EvalInit, True), (TrainInit, False)):
+        slot.reset(kind(MILK, 3))
+        assert scene_of(slot).arm.command.exact is exact
 
 
 def test_eval_fixtures_follow_the_whole_index(slots):

@@ -67,6 +67,43 @@ def test_step_is_that_of_robosuite(scenes, task):
     assert_same_as_stock(scenes(task), ("random", "press", "smooth"))
 
 
+@pytest.mark.parametrize(("kind", "steps"), [("random", 60), ("press", 20), ("smooth", 60)])
+def test_fast_steps_are_robosuites_up_to_the_solvers_tolerance_until_the_next_reset(scenes, kind, steps):
+    scene, moves = scenes(MILK), actions(kind, steps)
+    ends = []
+    for hasten in (False, True):
+        scene.reset_placement(4)
+        if hasten:
+            scene.hasten()
+        for action in moves:
+            scene.step(action)
+        ends.append(scene.data.qpos.copy())
+    assert not np.array_equal(*ends)
+    np.testing.assert_allclose(ends[1], ends[0], atol=2e-6)
+    scene.restore(scene.snapshot())
+    assert not scene.arm.command.exact
+    scene.reset_placement(4)
+    assert scene.arm.command.exact
+
+
+def test_fast_torques_are_those_of_robosuites_matrices(scenes):
+    scenes(MILK)  # robosuite can be imported once LIBERO was
+    from robosuite.utils.control_utils import nullspace_torques, opspace_matrices
+
+    from cso_jax.envs.libero.compiled import opspace_torques
+
+    generator = np.random.default_rng(3)
+    root = generator.normal(size=(7, 7))
+    mass, jacobian = root @ root.T + np.eye(7), generator.normal(size=(6, 7))
+    force, torque, bent, speeds = (generator.normal(size=size) for size in (3, 3, 7, 7))
+    _, linear, angular, nullspace = opspace_matrices(mass, jacobian, jacobian[:3].copy(), jacobian[3:].copy())
+    wanted = jacobian.T @ np.concatenate([linear @ force, angular @ torque])
+    posture = nullspace_torques(mass, nullspace, bent, np.zeros(7), speeds)
+    torques, pull = opspace_torques(mass, jacobian, force, torque, bent, speeds)
+    np.testing.assert_allclose(torques, wanted, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(pull, posture, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("suite", ["libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90"])
 @pytest.mark.parametrize("index", [0, 4, 8])

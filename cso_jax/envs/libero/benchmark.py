@@ -65,6 +65,7 @@ def default_config() -> dict[str, Any]:
     options = {
         "assets": "",  # folder of meshes and textures; empty: LIBERO_ASSETS, the packages, LIBERO's download
         "protocol": "settle",  # or "quest_compat", "openpi": what happens around the first observation
+        "physics": "official",  # or "fast": twice the steps, from train initial states; evaluation is always official
         "render": "official",  # or "fast": no multisampling, no reflections
         "decimate": 0,  # triangles that "fast" leaves per visual mesh; 0: all
         "proprio": "joints",  # or "joints_ee": the position of the hand too, as QueST; "ee8": no joints, as LeRobot

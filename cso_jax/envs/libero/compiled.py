@@ -20,6 +20,9 @@ import numpy as np
 from llvmlite import binding
 from robosuite.utils.control_utils import nullspace_torques, opspace_matrices, orientation_error
 
+_REST_STIFFNESS = 10.0
+_TINY = 1e-12
+
 
 class Views(NamedTuple):
     """Arrays that are MuJoCo's own memory, for as long as its data lives, and indices into them."""
@@ -112,17 +115,8 @@ _site_jacobian = _routine("mj_jacSite", 5)
 
 
 @numba.njit(cache=True)
-def prepare(model, data, views, seen, twice):  # type: ignore[no-untyped-def]
-    """Everything of a simulator step that comes before the torques, and a look at the arm into `seen`.
-
-    The contacts are solved once or `twice`; `model` and `data` are addresses.
-    """
-    _step1(model, data)
-    _actuation(model, data)
-    _acceleration(model, data)
-    _solve_contacts(model, data)
-    if twice:
-        _solve_contacts(model, data)
+def look(model, data, views, seen):  # type: ignore[no-untyped-def]
+    """What the controller needs of the arm, into `seen`, after `mj_step1`; `model` and `data` are addresses."""
     moves, turns, mass = seen.all_translational, seen.all_rotational, seen.all_mass
     _site_jacobian(model, data, moves.ctypes.data, turns.ctypes.data, views.site)
     _full_mass(model, mass.ctypes.data, views.inertia.ctypes.data)
@@ -142,23 +136,44 @@ def prepare(model, data, views, seen, twice):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True)
-def drive(model, data, views, gains, seen, target, goal, stroke, fingers, count):  # type: ignore[no-untyped-def]
+def prepare(model, data, views, seen, solves):  # type: ignore[no-untyped-def]
+    """Everything of a simulator step that comes before the torques, and a look at the arm into `seen`.
+
+    The contacts are solved `solves` times, from where the next solution then starts.
+    """
+    _step1(model, data)
+    if solves > 0:
+        _actuation(model, data)
+        _acceleration(model, data)
+    for _ in range(solves):
+        _solve_contacts(model, data)
+    look(model, data, views, seen)
+
+
+@numba.njit(cache=True)
+def drive(model, data, views, gains, seen, target, goal, stroke, fingers, count, exact):  # type: ignore[no-untyped-def]
     """From what `prepare` has seen: torques and the rest of the step, then `count` - 1 more steps.
 
     `target` `[3]` and `goal` `[3, 3]` are where the hand should be; `fingers` `[2]` is moved by `stroke` in each step.
+    `exact`: robosuite's bits, else the same equations without what costs most: two more solutions of the contacts, and
+    pseudo-inverses.
     """
-    twice = count > 0
     for step in range(count):
         if step > 0:
-            prepare(model, data, views, seen, twice)
+            prepare(model, data, views, seen, 2 if exact else 0)
         force = (target - seen.position) * gains.stiffness + -seen.velocity * gains.damping
         torque = orientation_error(goal, seen.rotation) * gains.stiffness + -seen.turning * gains.damping
-        _, inertia, rotational_inertia, nullspace = opspace_matrices(
-            seen.mass, seen.jacobian, seen.translational, seen.rotational
-        )
-        wrench = np.concatenate((np.dot(inertia, force), np.dot(rotational_inertia, torque)))
-        torques = np.dot(seen.jacobian.T, wrench)
-        posture = nullspace_torques(seen.mass, nullspace, gains.rest, seen.angles, seen.speeds)
+        if exact:
+            _, inertia, rotational_inertia, nullspace = opspace_matrices(
+                seen.mass, seen.jacobian, seen.translational, seen.rotational
+            )
+            wrench = np.concatenate((np.dot(inertia, force), np.dot(rotational_inertia, torque)))
+            torques = np.dot(seen.jacobian.T, wrench)
+            posture = nullspace_torques(seen.mass, nullspace, gains.rest, seen.angles, seen.speeds)
+        else:
+            torques, posture = opspace_torques(
+                seen.mass, seen.jacobian, force, torque, gains.rest - seen.angles, seen.speeds
+            )
         for joint in range(7):
             wanted = torques[joint] + views.bias[views.dofs[joint]] + posture[joint]
             views.ctrl[views.motors[joint]] = min(max(wanted, gains.low[joint]), gains.high[joint])
@@ -167,3 +182,54 @@ def drive(model, data, views, gains, seen, target, goal, stroke, fingers, count)
             opening = gains.finger_bias[finger] + gains.finger_weight[finger] * fingers[finger]
             views.ctrl[views.finger_motors[finger]] = opening
         _step2(model, data)
+
+
+@numba.njit(cache=True)
+def opspace_torques(mass, jacobian, force, torque, bent, speeds):  # type: ignore[no-untyped-def]
+    """Joint torques `[7]` of a force and a torque `[3]` at the hand, and those that pull the elbow back to its rest.
+
+    As robosuite's `opspace_matrices` and `nullspace_torques` with Cholesky factors in place of pseudo-inverses: with
+    inertia A = J M^-1 J^T of the hand, J^T [A_pos^-1 force, A_ori^-1 torque] and (1 - J^T A^-1 J M^-1) M (10 `bent` -
+    2 sqrt(10) `speeds`). `mass` `[7, 7]`, `jacobian` `[6, 7]`, `bent` and `speeds` `[7]`.
+    """
+    lower = _cholesky(mass)
+    back = np.empty((6, 7))
+    for row in range(6):
+        back[row] = jacobian[row]
+        _solve(lower, back[row])
+    hand = np.dot(back, jacobian.T)
+    wrench = np.concatenate((force, torque))
+    _solve(_cholesky(hand[:3, :3]), wrench[:3])
+    _solve(_cholesky(hand[3:, 3:]), wrench[3:])
+    pull = np.dot(mass, _REST_STIFFNESS * bent - 2.0 * np.sqrt(_REST_STIFFNESS) * speeds)
+    felt = np.dot(back, pull)
+    _solve(_cholesky(hand), felt)
+    return np.dot(jacobian.T, wrench), pull - np.dot(jacobian.T, felt)
+
+
+@numba.njit(cache=True)
+def _cholesky(matrix):  # type: ignore[no-untyped-def]
+    """The lower factor of a small symmetric matrix; a stretched arm's is singular to the last bits, no more."""
+    size = matrix.shape[0]
+    lower = np.zeros((size, size))
+    for row in range(size):
+        for column in range(row + 1):
+            rest = matrix[row, column]
+            for k in range(column):
+                rest -= lower[row, k] * lower[column, k]
+            lower[row, column] = np.sqrt(max(rest, _TINY)) if row == column else rest / lower[column, column]
+    return lower
+
+
+@numba.njit(cache=True)
+def _solve(lower, vector):  # type: ignore[no-untyped-def]
+    """Replace `vector` by the solution x of `lower` `lower`^T x = `vector`."""
+    size = len(vector)
+    for row in range(size):
+        for k in range(row):
+            vector[row] -= lower[row, k] * vector[k]
+        vector[row] /= lower[row, row]
+    for row in range(size - 1, -1, -1):
+        for k in range(row + 1, size):
+            vector[row] -= lower[k, row] * vector[k]
+        vector[row] /= lower[row, row]

@@ -32,12 +32,13 @@ class Command:
     """What the controller remembers between actions.
 
     `goal_rotation` `[3, 3]` holds until an action turns the hand; `fingers` `[2]` is the opening commanded so far;
-    `fresh`: no action was executed since the reset.
+    `fresh`: no action was executed since the reset; `exact`: steps are robosuite's to the bit.
     """
 
     goal_rotation: np.ndarray
     fingers: np.ndarray
     fresh: bool
+    exact: bool = True
 
 
 class Arm:
@@ -90,7 +91,8 @@ class Arm:
         stroke = self._finger_speed * np.sign(action[6]) * _FINGERS
         fingers, goal_rotation = self.command.fingers.copy(), self.command.goal_rotation
         model, data, seen = self._model._address, self._data._address, self._seen
-        self._compiled.prepare(model, data, self._views, seen, not self.command.fresh)
+        exact = self.command.exact
+        self._compiled.prepare(model, data, self._views, seen, 2 - self.command.fresh if exact else 0)
         if self.command.fresh:
             # robosuite's controller looks at the arm when it is made, and not again before the first action.
             for place, value in zip(seen, self._at_rest, strict=True):
@@ -99,8 +101,8 @@ class Arm:
             goal_rotation = self._goal_rotation(delta[3:], seen.rotation)
         target = seen.position + delta[:3]
         views, gains = self._views, self._gains
-        self._compiled.drive(model, data, views, gains, seen, target, goal_rotation, stroke, fingers, SUBSTEPS)
-        self.command = Command(goal_rotation, fingers, False)
+        self._compiled.drive(model, data, views, gains, seen, target, goal_rotation, stroke, fingers, SUBSTEPS, exact)
+        self.command = Command(goal_rotation, fingers, False, exact)
 
     def _seen_at_rest(self, indices: tuple[Any, ...]) -> "Seen":
         compiled = self._compiled
@@ -108,7 +110,7 @@ class Arm:
         data.qpos[self._qpos] = self._rest
         self._mujoco.mj_forward(self._model, data)
         seen = compiled.room(self._model.nv)
-        compiled.prepare(self._model._address, data._address, compiled.views(data, *indices), seen, False)
+        compiled.prepare(self._model._address, data._address, compiled.views(data, *indices), seen, 1)
         return seen
 
     def joint_states(self) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 from cso_jax.envs.gl import RendererCache, can_draw, configure_gl
 from cso_jax.envs.libero.culling import culled
 from cso_jax.envs.libero.meshes import simplified
-from cso_jax.envs.libero.protocols import PROTOCOLS, Start, horizon
+from cso_jax.envs.libero.protocols import PROTOCOLS, Protocol, Start, horizon
 from cso_jax.envs.libero.scenes import SceneShare
 from cso_jax.envs.libero.settings import PROFILES, Options, Settings
 from cso_jax.envs.libero.simulator import Scene, Snapshot
@@ -44,9 +44,7 @@ def start_of_training(settings: Settings, scene: Scene, init: TrainInit) -> None
     """
     options = settings.libero
     protocol = dataclasses.replace(PROTOCOLS[options.protocol], stale_first_observation=False)
-    Start(protocol, options.train_states, options.datasets, options.joint_noise).begin(
-        scene, require_train(init), lambda scene: {}
-    )
+    _start(options, protocol).begin(scene, require_train(init), lambda scene: {})
 
 
 class Observer:
@@ -111,7 +109,7 @@ class LiberoSimulation:
         self._settings = settings
         self._observer = observer
         options = settings.libero
-        self._start = Start(PROTOCOLS[options.protocol], options.train_states, options.datasets, options.joint_noise)
+        self._start = _start(options, PROTOCOLS[options.protocol])
         self._task = ""
 
     def scene(self) -> Scene:
@@ -143,6 +141,10 @@ class LiberoSimulation:
     def end(self) -> None:
         """Leave the scene."""
         self.scenes.leave(self)
+
+
+def _start(options: Options, protocol: Protocol) -> Start:
+    return Start(protocol, options.train_states, options.datasets, options.joint_noise, options.physics)
 
 
 @functools.cache

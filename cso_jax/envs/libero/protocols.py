@@ -56,13 +56,15 @@ class Start:
 
     `train_states`: "placements" (drawn from the task's regions) or "demonstrations" (first recorded states of the files
     in the folder `datasets`). In placements each joint of the arm is Normal(0, `joint_noise`) rad off its rest pose:
-    LIBERO's own reset has none, the benchmark's states about 0.02.
+    LIBERO's own reset has none, the benchmark's states about 0.02. With `physics` "fast", episodes from train states
+    are not robosuite's to the bit (`Scene.hasten`).
     """
 
     protocol: Protocol
     train_states: str
     datasets: str
     joint_noise: float = 0.0
+    physics: str = "official"
 
     def begin(self, scene: Scene, init: InitState, observe: Callable[[Scene], Observation]) -> Observation | None:
         """Put `init` into the scene; the protocol's first observation if that is not one of the scene as it is now.
@@ -93,6 +95,8 @@ class Start:
         else:
             state, model = demonstration_start(self.datasets, init.task, init.index)
             scene.reset_state(state, init.index, fixture_poses(model))
+        if isinstance(init, TrainInit) and self.physics == "fast":
+            scene.hasten()
 
 
 def horizon(protocol: Protocol, task: str, wanted: int) -> int:

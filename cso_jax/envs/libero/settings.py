@@ -21,13 +21,14 @@ PROFILES: dict[str, dict[str, Any]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """`config.env.libero`: where files are, the protocol, how images are drawn, how many scenes a process keeps.
+    """`config.env.libero`: files, the protocol, how steps and images are computed, scenes kept per process.
 
     Evaluation alone sets `variant` (`pro.VARIANTS`: LIBERO-PRO's instead of the benchmark's tasks; files in `pro`).
     """
 
     assets: str = ""
     protocol: str = "settle"
+    physics: str = "official"
     render: str = "official"
     decimate: int = 0
     proprio: str = "joints"
@@ -81,6 +82,7 @@ def problems(settings: Mapping[str, Any]) -> list[str]:
     found = [
         *one_of("env.obs", chosen.obs, ("pixels", "state")),
         *one_of("env.libero.protocol", options.protocol, tuple(PROTOCOLS)),
+        *one_of("env.libero.physics", options.physics, ("official", "fast")),
         *one_of("env.libero.render", options.render, tuple(PROFILES)),
         *one_of("env.libero.proprio", options.proprio, ("joints", "joints_ee", "ee8")),
         *one_of("env.libero.variant", options.variant, ("", *VARIANTS)),
