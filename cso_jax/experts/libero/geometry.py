@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
+import numba
 import numpy as np
 
 CELL = 0.004
@@ -39,6 +40,14 @@ class Boxes:
     def only(self, chosen: np.ndarray) -> "Boxes":
         """Those that a boolean or integer index picks."""
         return Boxes(self.centres[chosen], self.axes[chosen], self.halves[chosen])
+
+    def joined(self, other: "Boxes") -> "Boxes":
+        """These and those of `other`."""
+        return Boxes(
+            np.concatenate([self.centres, other.centres]),
+            np.concatenate([self.axes, other.axes]),
+            np.concatenate([self.halves, other.halves]),
+        )
 
     def corners(self) -> np.ndarray:
         """`[N, 8, 3]`."""
@@ -104,40 +113,36 @@ def height_field(
     shape = tuple(np.ceil((high[:2] - corner) / CELL).astype(int) + 1)
     top, bottom = np.full(shape, floor), np.full(shape, np.inf)
     corners = boxes.corners()[..., :2]
-    first = np.floor((corners.min(1) - corner) / CELL).astype(int)
-    last = np.ceil((corners.max(1) - corner) / CELL).astype(int) + 1
-    for index in range(len(boxes)):
-        i0, j0 = np.clip(first[index], 0, shape)
-        i1, j1 = np.clip(last[index], 0, shape)
-        if i0 >= i1 or j0 >= j1:
-            continue
-        x = corner[0] + CELL * np.arange(i0, i1)
-        y = corner[1] + CELL * np.arange(j0, j1)
-        low_z, high_z = _vertical_span(boxes.centres[index], boxes.axes[index], boxes.halves[index], x, y, grown)
-        hit = low_z <= high_z
-        window = (slice(i0, i1), slice(j0, j1))
-        top[window] = np.where(hit, np.maximum(top[window], high_z), top[window])
-        bottom[window] = np.where(hit, np.minimum(bottom[window], low_z), bottom[window])
+    first = np.clip(np.floor((corners.min(1) - corner) / CELL).astype(int), 0, shape)
+    last = np.clip(np.ceil((corners.max(1) - corner) / CELL).astype(int) + 1, 0, shape)
+    _fill(top, bottom, corner, first, last, boxes.centres, boxes.axes, boxes.halves, grown)
     return HeightField(corner, top, bottom)
 
 
-def _vertical_span(
-    centre: np.ndarray, axes: np.ndarray, half: np.ndarray, x: np.ndarray, y: np.ndarray, grown: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Where the vertical lines over the grid `x`, `y` enter and leave one box; entering above leaving is a miss."""
-    half = half + grown * (1.0 - np.abs(axes[2]))  # sideways only: heights stay true
-    offset = np.stack(np.broadcast_arrays((x - centre[0])[:, None], (y - centre[1])[None, :]), -1)
-    local = offset @ axes[:2]
-    slope = axes[2]
-    low, high = np.full(local.shape[:2], -np.inf), np.full(local.shape[:2], np.inf)
-    for axis in range(3):
-        if abs(slope[axis]) < 1e-6:
-            outside = np.abs(local[..., axis]) > half[axis]
-            high = np.where(outside, -np.inf, high)
-            continue
-        ends = np.stack([(-half[axis] - local[..., axis]) / slope[axis], (half[axis] - local[..., axis]) / slope[axis]])
-        low, high = np.maximum(low, ends.min(0)), np.minimum(high, ends.max(0))
-    return low + centre[2], high + centre[2]
+@numba.njit(cache=True)
+def _fill(top, bottom, corner, first, last, centres, axes, halves, grown):  # type: ignore[no-untyped-def]
+    """Raise `top` and lower `bottom` to where the vertical lines over the cells leave and enter each box.
+
+    The cells that a box can be over are those from `first` to before `last`, `[N, 2]`.
+    """
+    for box in range(len(centres)):
+        centre, across = centres[box], axes[box]
+        half = halves[box] + grown * (1.0 - np.abs(across[2]))  # sideways only: heights stay true
+        for i in range(first[box, 0], last[box, 0]):
+            x = corner[0] + CELL * i - centre[0]
+            for j in range(first[box, 1], last[box, 1]):
+                y = corner[1] + CELL * j - centre[1]
+                low, high = -np.inf, np.inf
+                for axis in range(3):
+                    local, slope = x * across[0, axis] + y * across[1, axis], across[2, axis]
+                    if abs(slope) >= 1e-6:
+                        one, other = (-half[axis] - local) / slope, (half[axis] - local) / slope
+                        low, high = max(low, min(one, other)), min(high, max(one, other))
+                    elif abs(local) > half[axis]:
+                        high = -np.inf
+                if low <= high:
+                    top[i, j] = max(top[i, j], high + centre[2])
+                    bottom[i, j] = min(bottom[i, j], low + centre[2])
 
 
 def clearance(obstacles: HeightField, moving: Boxes) -> float:
@@ -153,24 +158,54 @@ def lowest(obstacles: HeightField, moving: HeightField, cells: np.ndarray) -> fl
     last = np.minimum(shift + moving.top.shape, obstacles.top.shape)
     if (first >= last).any():
         return -np.inf
-    over = obstacles.top[first[0] : last[0], first[1] : last[1]]
     start, stop = first - shift, last - shift
-    return float((over - moving.bottom[start[0] : stop[0], start[1] : stop[1]]).max())
+    over = obstacles.top[first[0] : last[0], first[1] : last[1]]
+    return float(_greatest_difference(over, moving.bottom[start[0] : stop[0], start[1] : stop[1]]))
+
+
+@numba.njit(cache=True)
+def _greatest_difference(upper, lower):  # type: ignore[no-untyped-def]
+    greatest = -np.inf
+    for i in range(upper.shape[0]):
+        for j in range(upper.shape[1]):
+            greatest = max(greatest, upper[i, j] - lower[i, j])
+    return greatest
 
 
 def overlap(moving: Boxes, obstacles: Boxes, margin: float = 0.0) -> bool:
     """Whether any point of `moving` (sampled every 8 mm) is within `margin` of `obstacles`."""
-    points = []
-    for centre, axes, half in zip(moving.centres, moving.axes, moving.halves, strict=True):
-        sides = [np.linspace(-side, side, 1 + int(np.ceil(2 * side / 0.008))) for side in half]
-        points.append(np.stack(np.meshgrid(*sides), -1).reshape(-1, 3) @ axes.T + centre)
-    cloud = np.concatenate(points)
-    low, high = cloud.min(0) - margin, cloud.max(0) + margin
-    corners = obstacles.corners()
-    near = ((corners.max(1) > low) & (corners.min(1) < high)).all(1)
-    for centre, axes, half in zip(obstacles.centres[near], obstacles.axes[near], obstacles.halves[near], strict=True):
-        if (np.abs((cloud - centre) @ axes) < half + margin).all(1).any():
-            return True
+    return bool(
+        _meet(moving.centres, moving.axes, moving.halves, obstacles.centres, obstacles.axes, obstacles.halves, margin)
+    )
+
+
+@numba.njit(cache=True)
+def _meet(centres, axes, halves, other_centres, other_axes, other_halves, margin):  # type: ignore[no-untyped-def]
+    """As `overlap`, from the fields of both."""
+    for one in range(len(centres)):
+        counts = 1 + np.ceil(2 * halves[one] / 0.008).astype(np.int64)
+        radius = np.sqrt((halves[one] ** 2).sum())
+        for other in range(len(other_centres)):
+            between = centres[one] - other_centres[other]
+            reach = radius + np.sqrt(((other_halves[other] + margin) ** 2).sum())
+            if (between**2).sum() > reach**2:
+                continue
+            # The sampled point is centre + axes @ offset, seen from the middle of the other box along its sides.
+            middle = other_axes[other].T @ between
+            turn = other_axes[other].T @ axes[one]
+            limit = other_halves[other] + margin
+            for i in range(counts[0]):
+                x = halves[one, 0] * (2.0 * i / max(counts[0] - 1, 1) - 1.0)
+                for j in range(counts[1]):
+                    y = halves[one, 1] * (2.0 * j / max(counts[1] - 1, 1) - 1.0)
+                    for k in range(counts[2]):
+                        z = halves[one, 2] * (2.0 * k / max(counts[2] - 1, 1) - 1.0)
+                        inside = True
+                        for axis in range(3):
+                            along = middle[axis] + turn[axis, 0] * x + turn[axis, 1] * y + turn[axis, 2] * z
+                            inside = inside and abs(along) < limit[axis]
+                        if inside:
+                            return True
     return False
 
 
