@@ -92,6 +92,8 @@ def test_evaluation_states_and_negative_numbers_are_refused():
         "KITCHEN_SCENE10_close_the_top_drawer_of_the_cabinet",
         "KITCHEN_SCENE3_turn_on_the_stove_and_put_the_moka_pot_on_it",
         "LIVING_ROOM_SCENE2_put_both_the_cream_cheese_box_and_the_butter_in_the_basket",
+        "KITCHEN_SCENE4_put_the_black_bowl_in_the_bottom_drawer_of_the_cabinet_and_close_it",
+        "KITCHEN_SCENE6_put_the_yellow_and_white_mug_in_the_microwave_and_close_it",
     ],
 )
 def test_the_expert_solves_a_task_of_each_kind(task):

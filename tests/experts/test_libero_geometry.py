@@ -1,4 +1,4 @@
-"""Boxes and height fields, the plan's order of sub-goals, and the experts' table: nothing here needs LIBERO."""
+"""Boxes and height fields, the plan's order of sub-goals, and the experts' table: of LIBERO's packages only numba."""
 
 import numpy as np
 import pytest

@@ -19,6 +19,7 @@ from cso_jax.experts.libero.geometry import (
 _SLIDE = 2
 _UP = np.array([0.0, 0.0, 1.0])
 _BAR_OPENING = 0.028
+_PATIENCE = 25
 _KNOB_LEVER, _KNOB_LEAD, _KNOB_STEPS = 0.038, 0.07, 100
 
 
@@ -165,11 +166,17 @@ def follow(
 ) -> Motion:
     """Move the hand along with the part `name`, from `place` where it stands now, until `predicate` holds."""
     start = part_of(arm, name)
-    lead = 0.06 if start.slides else 0.25
+    lead, step = (0.06, 0.001) if start.slides else (0.25, 0.005)
+    best, patience = -np.inf, _PATIENCE
     for _ in range(limit):
         if arm.scene.holds(predicate, name):
             return True
-        change = part_of(arm, name).value - start.value + sign * lead
+        moved = sign * (part_of(arm, name).value - start.value)
+        patience = _PATIENCE if moved > best + step else patience - 1
+        best = max(best, moved)
+        if patience == 0:
+            return False
+        change = sign * (moved + lead)
         yield arm.act(start.carried(place, change), start.turned(rotation, change))
     return False
 

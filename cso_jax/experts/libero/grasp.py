@@ -9,16 +9,10 @@ import numpy as np
 from cso_jax.experts.libero.arm import FULL_OPENING, Arm, hand_boxes, pointing_down
 from cso_jax.experts.libero.geometry import CELL, HeightField, clearance, height_field, rotation_about
 
-RIM = frozenset(
-    {
-        "akita_black_bowl",
-        "white_bowl",
-        "glazed_rim_porcelain_ramekin",
-        "porcelain_mug",
-        "white_yellow_mug",
-        "red_coffee_mug",
-    }
-)
+MUGS = frozenset({"porcelain_mug", "white_yellow_mug", "red_coffee_mug"})
+"""Categories with a rim and a handle."""
+
+RIM = MUGS | {"akita_black_bowl", "white_bowl", "glazed_rim_porcelain_ramekin"}
 """Categories that are held by their wall, one finger inside."""
 
 FLAT = frozenset({"plate"})
@@ -30,6 +24,8 @@ HANDLE = frozenset({"chefmate_8_frypan", "moka_pot"})
 _MARGIN = 0.002
 _SKEWS = (0.3, -0.3, 0.6, -0.6)
 _TILTS = (0.25, -0.25, 0.45, -0.45)
+_ASIDES = (0.02, -0.02)
+_LEANS = (0.0, 0.4, -0.4, 0.8, -0.8, 1.2, -1.2)
 _AXES = np.eye(3)[:2]
 _DEEPEST = 0.027
 _OPENINGS = (FULL_OPENING, 0.026, 0.016)
@@ -61,26 +57,40 @@ def category(name: str) -> str:
     return re.sub(r"_\d+$", "", name)
 
 
-def grasps(arm: Arm, name: str, field: HeightField, towards: np.ndarray | None = None) -> list[Grasp]:
+def grasps(
+    arm: Arm, name: str, field: HeightField, towards: np.ndarray | None = None, *, by_handle: bool = False
+) -> list[Grasp]:
     """Ways to pick up the object `name`, best first; `field` holds everything around it, itself included.
 
-    `towards` `[>= 2]` is where it will be taken: the wrist must not be turned too far there either.
+    `towards` `[>= 2]` is where it will be taken: the wrist must not be turned too far there either. `by_handle`: what
+    has a rim and a handle is held by the handle, and the hand may lean far over.
     """
     boxes = arm.boxes(name)
     low, high = boxes.bounds()
     own = height_field(boxes, low - CELL, high + CELL)
     kind = category(name)
-    if kind in RIM:
-        spots = _rim_spots(own, arm.scene.object_pose(name)[0])
+    if by_handle and kind in MUGS:
+        rim, _ = _cells(own, float(own.top.max()) - 0.015)
+        spots = _handle_spots(own, (rim.min(0) + rim.max(0)) / 2)
     elif kind in HANDLE:
         spots = _handle_spots(own, arm.scene.object_pose(name)[0])
+    elif kind in RIM:
+        spots = _rim_spots(own, arm.scene.object_pose(name)[0])
     else:
         spots = _body_spots(own)
     origin = arm.scene.object_pose(name)[0][:2]
+    if by_handle:
+        return sorted(
+            _feasible(arm, spots, origin, field, towards, _LEANS, along_closing=True), key=lambda grasp: grasp.cost
+        )
     found = _feasible(arm, spots, origin, field, towards, (0.0,))
     if kind in RIM and not found:
         spots = [dataclasses.replace(s, yaw=s.yaw + skew, cost=abs(skew)) for skew in _SKEWS for s in spots]
         found = _feasible(arm, spots, origin, field, towards, (0.0,))
+    if kind not in RIM | HANDLE and not found:
+        found = _feasible(
+            arm, [s for aside in _ASIDES for s in _body_spots(own, aside)], origin, field, towards, (0.0,)
+        )
     if not found:
         found = _feasible(arm, spots, origin, field, towards, _TILTS)
     return sorted(found, key=lambda grasp: grasp.cost)
@@ -93,11 +103,15 @@ def _feasible(
     field: HeightField,
     towards: np.ndarray | None,
     tilts: Sequence[float],
+    *,
+    along_closing: bool = False,
 ) -> list[Grasp]:
     found = []
     for spot in spots:
         end = None if towards is None else towards[:2] + spot.middle - origin
-        found += [_grasp(arm, spot, field, end, axis, tilt) for tilt in tilts for axis in _AXES[: len(tilts)]]
+        closing = np.array([np.cos(spot.yaw), np.sin(spot.yaw), 0.0])
+        axes = (closing,) if along_closing else _AXES[: len(tilts)]
+        found += [_grasp(arm, spot, field, end, axis, tilt) for tilt in tilts for axis in axes]
     return [grasp for grasp in found if grasp is not None]
 
 
@@ -107,19 +121,21 @@ def _cells(field: HeightField, above: float) -> tuple[np.ndarray, np.ndarray]:
     return field.corner + CELL * index, field.top[index[:, 0], index[:, 1]]
 
 
-def _body_spots(own: HeightField) -> list[_Spot]:
+def _body_spots(own: HeightField, aside: float = 0.0) -> list[_Spot]:
+    """Across the middle of the top, or `aside` metres from it towards an end."""
     top = float(own.top.max())
     places, _ = _cells(own, top - 0.03)
     middle = (places.min(0) + places.max(0)) / 2
     spots = []
     for yaw in np.linspace(0.0, np.pi, 36, endpoint=False):
         along = (places - middle) @ np.array([np.cos(yaw), np.sin(yaw)])
-        across = (places - middle) @ np.array([-np.sin(yaw), np.cos(yaw)])
+        side = np.array([-np.sin(yaw), np.cos(yaw)])
+        across = (places - middle) @ side - aside
         slab = along[np.abs(across) < 0.012]
         if len(slab) == 0:
             continue
         width = float(slab.max() - slab.min())
-        centre = middle + np.array([np.cos(yaw), np.sin(yaw)]) * (slab.max() + slab.min()) / 2
+        centre = middle + np.array([np.cos(yaw), np.sin(yaw)]) * (slab.max() + slab.min()) / 2 + aside * side
         # The true width of a box is the least over the yaws: a millimetre too wide costs as much as 3 degrees of turn.
         spots.append(_Spot(centre, yaw, top, width, 50.0 * width))
     return spots

@@ -39,7 +39,11 @@ class Held:
     @classmethod
     def measure(cls, arm: Arm, name: str) -> "Held":
         """Look at the object `name` in the hand now."""
-        here, facing = arm.hand()
+        return cls.at(arm, name, *arm.hand())
+
+    @classmethod
+    def at(cls, arm: Arm, name: str, here: np.ndarray, facing: np.ndarray) -> "Held":
+        """What it would be if a hand at `here` `[3]`, turned by `facing` `[3, 3]`, took the object as it lies now."""
         origin, rotation = arm.scene.object_pose(name)
         return cls(arm.boxes(name).seen_from(here, facing), facing.T @ (origin - here), facing.T @ rotation)
 
@@ -63,7 +67,7 @@ def placements(
     `field` holds everything but the robot and the object; `facings` are the rotations of the hand to try, the wanted
     one first. In a `crowded` region, where more is to come, half of the middle is left free.
     """
-    moving = _together(held.boxes, hand_boxes(arm.opening() + 0.008))
+    moving = held.boxes.joined(hand_boxes(arm.opening() + 0.008))
     low, high = held.boxes.moved(np.zeros(3), facings[0]).bounds()
     aside = float((high - low)[:2].min()) / 2 if crowded else 0.0
     found = []
@@ -75,7 +79,7 @@ def placements(
             rest = lowest(field, alone, shift)
             offset = np.array([*(CELL * shift), 0.0])
             away = abs(float(np.linalg.norm(offset)) - aside)
-            cost = 1.5 * (lift - rest) + 4.0 * rest + away + 0.15 * (rank > 0)
+            cost = 1.5 * (lift - rest) + 4.0 * rest + away + 0.06 * (rank > 0)
             found.append(Placement(start + offset + np.array([0.0, 0.0, lift]), rotation, cost))
     return sorted(found, key=lambda placement: placement.cost)
 
@@ -91,11 +95,3 @@ def _shifts(region: Region) -> np.ndarray:
     step = 1 if reach.max() < 14 else 2
     axes = [np.unique([*np.arange(0, side + 1, step), *-np.arange(0, side + 1, step)]) for side in reach]
     return np.array([(x, y) for x in axes[0] for y in axes[1]])
-
-
-def _together(first: Boxes, second: Boxes) -> Boxes:
-    return Boxes(
-        np.concatenate([first.centres, second.centres]),
-        np.concatenate([first.axes, second.axes]),
-        np.concatenate([first.halves, second.halves]),
-    )

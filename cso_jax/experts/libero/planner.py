@@ -6,13 +6,15 @@ import numpy as np
 
 from cso_jax.experts.libero.arm import OPEN, Arm
 from cso_jax.experts.libero.fixtures import close_part, open_part, turn_knob
-from cso_jax.experts.libero.grasp import FLAT, category
-from cso_jax.experts.libero.place import region_of
-from cso_jax.experts.libero.primitives import pick, press, push, put
+from cso_jax.experts.libero.grasp import FLAT, Grasp, category
+from cso_jax.experts.libero.insert import is_roofed, way_in
+from cso_jax.experts.libero.place import Held, region_of
+from cso_jax.experts.libero.primitives import insert, pick, press, push, put
 
 Goal = tuple[str, ...]
 
 _FAILURES = 4
+_STANDS = 3  # tries to make a thing stand in a drawer that it could jam
 _LEANING = 0.98  # cosine of the angle by which an object has turned over since it was picked up
 
 
@@ -71,15 +73,33 @@ def _achieve(arm: Arm, goal: Goal) -> Generator[np.ndarray, None, None]:
         yield from push(arm, names[0], names[1])
     elif predicate in ("in", "on"):
         upright = arm.scene.object_pose(names[0])[1][2]
-        held = yield from pick(arm, names[0], region_of(arm, names[1]).middle)
-        if held:
-            yield from put(arm, names[0], names[1])
+        if is_roofed(arm, region_of(arm, names[1])):
+            yield from _achieve_under_roof(arm, names[0], names[1], upright)
+            return
+        for _ in range(_STANDS):
+            held = yield from pick(arm, names[0], region_of(arm, names[1]).middle)
+            if not held:
+                return
+            yield from put(arm, names[0], names[1], upright)
             leans = arm.scene.object_pose(names[0])[1][2] @ upright < _LEANING
-            if leans and _moves(arm, names[1]):
-                yield from press(arm, names[0], names[1])
+            if not leans or not _moves(arm, names[1]):
+                return
+        yield from press(arm, names[0], names[1])
     elif predicate == "open":
         yield from open_part(arm, names[0])
     elif predicate == "close":
         yield from close_part(arm, names[0])
     else:
         yield from turn_knob(arm, names[0], predicate)
+
+
+def _achieve_under_roof(arm: Arm, name: str, target: str, upright: np.ndarray) -> Generator[np.ndarray, None, None]:
+    region = region_of(arm, target)
+
+    def suits(grasp: Grasp) -> bool:
+        held = Held.at(arm, name, grasp.position, grasp.rotation)
+        return way_in(arm, name, held, grasp.rotation, region) is not None
+
+    held = yield from pick(arm, name, region.middle, by_handle=True, suits=suits)
+    if held:
+        yield from insert(arm, name, target, upright)

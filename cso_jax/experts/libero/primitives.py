@@ -1,29 +1,45 @@
 """The few things an expert can do with one object: pick it up, and put it down somewhere."""
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 
 from cso_jax.experts.libero.arm import CLOSED, FINGERTIP, FULL_OPENING, OPEN, Arm, Motion, hand_boxes, pointing_down
-from cso_jax.experts.libero.geometry import overlap, rotation_about
+from cso_jax.experts.libero.geometry import clearance, overlap, rotation_about
 from cso_jax.experts.libero.grasp import Grasp, grasps
+from cso_jax.experts.libero.insert import way_in
 from cso_jax.experts.libero.place import Held, Placement, placements, region_of
 
 _TRIES = 3
+_LIFTS = (0.05, 0.1)  # what hangs by its handle leaves the table later than the hand
+_UP = np.array([0.0, 0.0, 1.0])
+_LEVEL, _MOST_LEVELLED = 0.01, 0.6
 _PUT_TURNS = (0.0, np.pi / 2, -np.pi / 2)
 _PUSH_LEVEL, _PUSH_STEPS = 0.004, 120
 _PUSH_SKEWS, _PUSH_TILTS = (0.0, 0.2, -0.2, 0.45, -0.45, 0.6, -0.6), (0.0, 0.25, 0.4)
 
 
-def pick(arm: Arm, name: str, towards: np.ndarray | None = None) -> Motion:
-    """Take the object `name` into the hand and lift it a little; True if it is held."""
+def pick(
+    arm: Arm,
+    name: str,
+    towards: np.ndarray | None = None,
+    *,
+    by_handle: bool = False,
+    suits: Callable[[Grasp], bool] | None = None,
+) -> Motion:
+    """Take the object `name` into the hand and lift it a little; True if it is held.
+
+    `by_handle` is that of `grasps`; grasps that `suits` refuses are not tried.
+    """
     failed: list[np.ndarray] = []
     for _ in range(_TRIES):
         field = arm.obstacles()
-        choices = [grasp for grasp in grasps(arm, name, field, towards) if _is_new(grasp, failed)]
-        if not choices:
+        choices = (g for g in grasps(arm, name, field, towards, by_handle=by_handle) if _is_new(g, failed))
+        grasp = next((choice for choice in choices if suits is None or suits(choice)), None)
+        if grasp is None:
             return False
-        grasp, seen = choices[0], arm.scene.object_pose(name)[0]
+        seen = arm.scene.object_pose(name)[0]
         arm.grip = OPEN if grasp.opening == 0.04 else grasp.opening
         above = grasp.position + np.array([0.0, 0.0, 0.04])
         yield from arm.travel(above, grasp.rotation, field)
@@ -33,9 +49,10 @@ def pick(arm: Arm, name: str, towards: np.ndarray | None = None) -> Motion:
         yield from arm.reach(grasp.position, grasp.rotation, tolerance=0.004, limit=40)
         yield from arm.squeeze()
         before, _ = arm.scene.object_pose(name)
-        yield from arm.reach(grasp.position + np.array([0.0, 0.0, 0.05]), grasp.rotation, tolerance=0.02, limit=20)
-        if holds(arm, name) and arm.scene.object_pose(name)[0][2] > before[2] + 0.015:
-            return True
+        for height in _LIFTS:
+            yield from arm.reach(grasp.position + height * _UP, grasp.rotation, tolerance=0.02, limit=20)
+            if holds(arm, name) and arm.scene.object_pose(name)[0][2] > before[2] + 0.015:
+                return True
         failed.append(grasp.position)
         yield from arm.release(name)
     return False
@@ -47,26 +64,54 @@ def holds(arm: Arm, name: str) -> bool:
     return touching == 2
 
 
-def put(arm: Arm, name: str, target: str) -> Motion:
-    """Carry the held object `name` to `target` (object, fixture or site) and let go of it."""
+def put(arm: Arm, name: str, target: str, upright: np.ndarray) -> Motion:
+    """Carry the held object `name` to `target` (object, fixture or site) and let go of it.
+
+    `upright` `[3]`: what pointed up in the object's own frame before it was picked up. In the hand it may have turned.
+    """
     field = arm.obstacles(name)
     held = Held.measure(arm, name)
     region = region_of(arm, target)
     # On a surface things stand side by side, in a container they may lie on each other.
     crowded = sum(goal[0] == "on" and goal[2] == target and not arm.scene.holds(*goal) for goal in arm.scene.goal) > 1
-    up = np.array([0.0, 0.0, 1.0])
-    facings = [arm.leaning(rotation_about(up, turn) @ arm.hand()[1], region.middle) for turn in _PUT_TURNS]
+    level = _levelled(arm, name, upright)
+    facings = [arm.leaning(rotation_about(_UP, turn) @ level, region.middle) for turn in _PUT_TURNS]
     placement = placements(arm, held, region, field, facings, crowded=crowded)[0]
-    facing = placement.rotation
     yield from arm.travel(_above(placement), placement.rotation, field, held.boxes)
     if not holds(arm, name):
         return False
     held = Held.measure(arm, name)
-    placement = placements(arm, held, region, field, [facing], crowded=crowded)[0]
+    placement = placements(arm, held, region, field, [_levelled(arm, name, upright)], crowded=crowded)[0]
     yield from arm.reach(placement.position, placement.rotation, tolerance=0.006, limit=40)
     yield from arm.release(name)
     yield from retreat(arm)
     return True
+
+
+def insert(arm: Arm, name: str, target: str, upright: np.ndarray) -> Motion:
+    """As `put`, from the side: for a `target` with a roof; False if no way in was found."""
+    held, level = Held.measure(arm, name), _levelled(arm, name, upright)
+    way = way_in(arm, name, held, level, region_of(arm, target), opening=arm.opening())
+    if way is None:
+        return False
+    yield from arm.travel(way.start, way.rotation, arm.obstacles(name), held.boxes)
+    if not holds(arm, name):
+        return False
+    yield from arm.reach(way.end, way.rotation, tolerance=0.008, speed=0.6)
+    yield from arm.release(name)
+    yield from arm.reach(way.start, way.rotation, tolerance=0.03, limit=40)
+    yield from retreat(arm)
+    return True
+
+
+def _levelled(arm: Arm, name: str, upright: np.ndarray) -> np.ndarray:
+    """The rotation of the hand at which the object in it stands as it stood, or the present one if that is far."""
+    leans = arm.scene.object_pose(name)[1] @ upright
+    axis, facing = np.cross(leans, _UP), arm.hand()[1]
+    sine = float(np.linalg.norm(axis))
+    if not _LEVEL < sine < _MOST_LEVELLED or leans[2] < 0.0:
+        return facing
+    return rotation_about(axis / sine, float(np.arcsin(sine))) @ facing
 
 
 def press(arm: Arm, name: str, target: str) -> Motion:
@@ -76,10 +121,14 @@ def press(arm: Arm, name: str, target: str) -> Motion:
     top = corners[np.argmax(corners[:, 2])]
     inwards = (middle - top)[:2] / max(float(np.linalg.norm((middle - top)[:2])), 1e-6)
     start = np.array([*(top[:2] + 0.01 * inwards), top[2] + FINGERTIP + 0.015])
-    rotation = arm.leaning(pointing_down(arm.neutral_yaw(start)), start)
+    down = start + np.array([*(0.015 * inwards), -0.07])
+    yaws = [arm.neutral_yaw(start) + turn for turn in _PUT_TURNS]
+    rotations = [arm.leaning(pointing_down(yaw), start) for yaw in yaws]
+    beside = arm.obstacles(name)
+    # Where a palm has no room lengthwise, beside the front of a cabinet, it may have some crosswise.
+    rotation = min(rotations, key=lambda facing: max(0.0, clearance(beside, hand_boxes(0.0).moved(down, facing))))
     arm.grip = CLOSED
     yield from arm.travel(start, rotation, arm.obstacles())
-    down = start + np.array([*(0.015 * inwards), -0.07])
     yield from arm.reach(down, rotation, tolerance=0.01, limit=25)
     return (yield from retreat(arm))
 
