@@ -75,3 +75,44 @@ def few_groups(config, groups):
     config.spo.wave_groups = groups
     config.spo.frontier_sampling = True
     config.spo.minibatch_skills = 256
+
+
+def libero_from_states(config, suite):
+    """A LIBERO suite of ten tasks from poses, trained on fast physics: what was found on LIBERO-Object."""
+    for_a_cpu(config)
+    from_states(config, hidden=(512, 512))
+    batches(config, 256)
+    few_groups(config, 24)
+    guided(config)
+
+    config.env.tasks = (suite,)
+    config.env.libero.joint_noise = 0.02
+    config.env.libero.physics = "fast"
+    config.rollout.slots = 16
+
+    config.demos.per_task = 50
+    config.demos.label = "expert"
+
+    config.reference.steps = 4000
+    config.reference.later_weight = 0.1
+
+    config.codebook.steps = 2500
+    config.codebook.squared_weight = 4.0
+
+    config.prior.width = 128
+    config.prior.guide_decoded = 0.0
+    config.prior.guide_sharpness = 4.0
+    config.imitation.steps = 4000
+
+    config.sampling.temperature = 0.5
+
+    config.rsft.successes_per_task = 40
+    config.rsft.max_rollouts_per_task = 60
+    config.rsft.steps = 500
+
+    config.spo.iterations = 4
+    config.spo.learning_rate = 5e-5
+    config.spo.average = "episode_mean"
+
+    config.evaluation.episodes_per_task = 20
+    config.report.videos = 2

@@ -14,27 +14,6 @@ from . import common
 
 def get_config():
     config = defaults.libero()
-    common.for_a_cpu(config)
-    common.from_states(config, hidden=(256, 256))
-    common.batches(config, 128)
-    common.few_groups(config, 24)
-
-    config.env.tasks = ("libero_object",)
+    common.libero_from_states(config, "libero_object")
     config.env.horizon = 300
-    config.rollout.slots = 16
-
-    config.demos.per_task = 50
-
-    config.codebook.steps = 2000
-    config.imitation.steps = 3000
-
-    config.rsft.successes_per_task = 40
-    config.rsft.max_rollouts_per_task = 120
-    config.rsft.steps = 1000
-
-    config.spo.iterations = 8
-    config.spo.learning_rate = 1e-4
-
-    config.evaluation.episodes_per_task = 20
-    config.report.videos = 2
     return config
