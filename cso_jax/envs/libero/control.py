@@ -4,8 +4,8 @@ robosuite computes the whole forward dynamics up to three times per simulator st
 per action. Here one control step is 25 times `mj_step1 -> torques -> mj_step2`, compiled as one loop (`compiled`), plus
 what the result depends on: robosuite solves the contacts twice with the torques of the step before, and where the
 solver starts decides the last bits of where it ends. Contacts multiply such differences: without those two solves (0.4
-to 1 ms per action) positions are 1e-7 off after 60 quiet steps and 1e-5 off when the gripper presses onto something, or far more
-after longer pressing. Where that is no matter a `Command` that is not `exact` leaves them out.
+to 1 ms per action) positions are 1e-7 off after 60 quiet steps and 1e-5 off when the gripper presses onto something,
+far more after longer pressing. Where that is no matter, a `Command` that is not `exact` leaves them out.
 """
 
 import dataclasses
