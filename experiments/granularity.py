@@ -9,7 +9,7 @@ from harness import runner, variants
 from harness.variants import Variant
 
 VARIANTS = (
-    Variant("spo", "skill (SPO)", variants.SPO, paper={"clip %": "11.2", "Long": "96.0", "90": "97.7"}),
+    Variant("spo", "skill (SPO)", variants.SKILL_RATIOS, paper={"clip %": "11.2", "Long": "96.0", "90": "97.7"}),
     Variant("gspo", "trajectory (GSPO, Eq. 5)", variants.GSPO,
             paper={"clip %": "46.3", "Long": "92.1", "90": "95.8"}),
     Variant("gspo-normalised", "trajectory (GSPO, length-normalised)", variants.GSPO_NORMALISED),

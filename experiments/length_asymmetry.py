@@ -19,7 +19,7 @@ from harness.variants import Variant
 
 # (variant, unit of its ratio)
 METHODS = (
-    (Variant("spo", "skill (SPO)", variants.SPO), "skill"),
+    (Variant("spo", "skill (SPO)", variants.SKILL_RATIOS), "skill"),
     (Variant("gspo", "trajectory (GSPO, Eq. 5)", variants.GSPO), "trajectory"),
     (Variant("gspo-normalised", "trajectory (GSPO, length-normalised)", variants.GSPO_NORMALISED),
      "trajectory, normalised"),

@@ -30,14 +30,13 @@ PAPER_STAGES = {"VQ-BeT": (20, 25, 5), "QueST": (40, 25, 10), "QueST + RIPT": (5
 
 def methods(config: ConfigDict) -> Sequence[Variant]:
     """The rows. CSO has the suite's clip range, RIPT the one of its own publication."""
-    whole = variants.clipped(variants.SPO, config.spo.clip_low, config.spo.clip_high)
     return (
         Variant("reference", "behaviour cloning", _CLONING, stage="reference"),
         Variant("ceiling", "codebook ceiling", _CLONING, stage="ceiling"),
         variants.imitation(),
         Variant("ript", "QueST + RIPT", variants.RIPT),
         Variant("rsft", "R-SFT only", {}, stage="rsft"),
-        Variant("spo", "CSO", whole),
+        Variant("spo", "CSO", variants.SPO),
     )
 
 

@@ -15,7 +15,7 @@ _REFERENCE = "spo"
 _LAST = 5  # iterations of training reward
 # (granularity, its changes, three ranges of its ratio: the paper's, or its own paper's, first)
 GRID = (
-    ("skill", variants.SPO, ((0.93, 1.15), (0.8, 1.3), (0.6, 1.6))),
+    ("skill", variants.SKILL_RATIOS, ((0.93, 1.15), (0.8, 1.3), (0.6, 1.6))),
     ("trajectory", variants.GSPO, ((0.997, 1.004), (0.9, 1.15), (0.6, 1.6))),
     ("trajectory, normalised", variants.GSPO_NORMALISED, ((1 - 3e-4, 1 + 4e-4), (0.997, 1.004), (0.97, 1.04))),
     ("token", variants.GRPO, ((0.8, 1.28), (0.9, 1.1), (0.6, 1.6))),

@@ -15,8 +15,10 @@ from harness.variants import Variant
 
 _ROUND_SEEDS = 20
 
-# What runs unless a variant says otherwise: the references are the same beside every variant of a seed.
-_SWITCHES = {"rsft.enabled": "true", "reference.enabled": "false"}
+# What runs unless a variant says otherwise. The references are the same beside every variant of a seed: the base has
+# them where the suite does.
+_WHOLE = {"rsft.enabled": "true"}
+_SWITCHES = _WHOLE | {"reference.enabled": "false"}
 
 MakeVariants = Callable[[ConfigDict], Sequence[Variant]]
 """The rows of an experiment, for a suite's config."""
@@ -106,11 +108,12 @@ def _together(runs: Sequence[Plan]) -> list[Plan]:
 
 
 def _base_plan(options: Options, common: Mapping[str, str], seed: int) -> Plan:
-    overrides = list((dict(common) | _SWITCHES | {"spo.enabled": "false"}).items())
+    overrides = list((dict(common) | _WHOLE | {"spo.enabled": "false"}).items())
     config = configs.load(options.suite, overrides)
     workdir = options.out / "base" / f"seed_{seed}"
     _refuse_another_config(workdir, config)
-    return Plan(Variant("base", "base", {}), seed, config, overrides, workdir, None, ("imitation", "rsft"), False)
+    stages = tuple(one.name for one in table.evaluations(config))
+    return Plan(Variant("base", "base", {}), seed, config, overrides, workdir, None, stages, False)
 
 
 def _refuse_another_config(workdir: Path, config: ConfigDict) -> None:
@@ -122,7 +125,8 @@ def _refuse_another_config(workdir: Path, config: ConfigDict) -> None:
 
 def _variant_plan(options: Options, variant: Variant, common: Mapping[str, str], base: Plan, log_ratios: bool) -> Plan:
     changes = {key: text_of(value) for key, value in variant.changes.items()}
-    enabled = _SWITCHES | {"spo.enabled": text_of(variant.stage == "spo")}
+    is_base = variant.stage != "spo" and not variant.changes
+    enabled = (_WHOLE if is_base else _SWITCHES) | {"spo.enabled": text_of(variant.stage == "spo")}
     overrides = list((dict(common) | enabled | changes).items())
     try:
         config = configs.load(options.suite, overrides)

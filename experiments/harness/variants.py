@@ -26,23 +26,23 @@ class Variant:
     rounds: int = 1
 
 
-# Skill-level ratios (Eq. 7), range of Appendix E.2, sum over an episode's skills and mean over episodes (Eq. 9),
-# advantage relative to the group's mean without a standard deviation (Eq. 8), encoder frozen after R-SFT.
+# Skill-level ratios (Eq. 7), advantage relative to the group's mean without a standard deviation (Eq. 8), encoder
+# frozen after R-SFT. Clip range and averaging are the suite's, as its learning rate is.
 SPO: dict[str, Any] = {
     "rsft.enabled": True,
     "spo.objective": "surrogate",
     "spo.critic": False,
     "spo.unit": "skill",
-    "spo.clip_low": 0.93,
-    "spo.clip_high": 1.15,
     "spo.length_normalise": False,
-    "spo.average": "episode_sum",
     "spo.baseline": "mean",
     "spo.normalise_std": False,
     "spo.freeze_encoder": True,
 }
 
-# Token-level ratios with DAPO's range (Appendix E.3); everything else as SPO, Eq. 9's averaging over tokens included.
+# The same with the range of Appendix E.2: the row that granularities with the paper's ranges are compared with.
+SKILL_RATIOS = SPO | {"spo.clip_low": 0.93, "spo.clip_high": 1.15}
+
+# Token-level ratios with DAPO's range (Appendix E.3); everything else as SPO.
 GRPO = SPO | {"spo.unit": "token", "spo.clip_low": 0.8, "spo.clip_high": 1.28}
 
 # GSPO as this paper writes it (Eq. 5): the product of all ratios of a trajectory, not normalised by its length, with

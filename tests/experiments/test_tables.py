@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import json
 
 import clipping
 import numpy as np
@@ -126,16 +127,33 @@ def test_main_table_from_finished_runs(tmp_path, capsys):
         {"variant": "ript", "seed": 1, "successes": 5, "episodes": 10, "success": 0.5},
     ])  # fmt: skip
     assert main_table.main([f"--out={tmp_path}", "--suite=libero_long,configs/libero_goal.py"]) == 0
-    lines = {line.split("  ")[0]: line.split() for line in capsys.readouterr().out.splitlines() if line}
-    assert lines["CSO"][1:] == ["90.0", "±", "0.0", "96.0", "±", "0.5", "-", "97.4", "±", "0.2"]
-    assert lines["RIPT"][1:] == ["50.0", "87.5", "±", "0.6", "-", "92.7", "±", "0.5"]
+    shown = capsys.readouterr().out
+    lines = {line.split("  ")[0]: line.split() for line in shown.splitlines() if line}
+    # Wilson of 18 of 20 and 5 of 10.
+    assert lines["CSO"][1:] == ["90.0", "[69.9,", "97.2]", "20", "(2)", "96.0", "±", "0.5", "-", "97.4", "±", "0.2"]
+    assert lines["RIPT"][1:] == ["50.0", "[23.7,", "76.3]", "10", "(1)", "87.5", "±", "0.6", "-", "92.7", "±", "0.5"]
     assert lines["REINFORCE"][1:] == ["-"] * 4
+    assert "Goal: no run has finished" in shown and "Long: no run" not in shown
     assert (tmp_path / "main_table" / "success.png").exists()
     assert main_table.main(["--out=" + str(tmp_path / "nowhere")]) == 1
     assert main_table.main(["--jobs=2", f"--out={tmp_path}"]) == 1
     assert main_table.main(["--suite=nowhere", f"--out={tmp_path}"]) == 1
     refusals = capsys.readouterr().err.splitlines()
     assert len(refusals) == 3 and "unknown option --jobs" in refusals[1]
+
+
+def test_main_table_takes_ordinary_runs_of_suites_from_state(tmp_path, capsys):
+    main_table = importlib.import_module("main_table")
+    tasks = {"reach": {"successes": 9, "episodes": 10}, "push": {"successes": 8, "episodes": 10}}
+    run = tmp_path / "metaworld_ml45_state" / "main" / "seed_2" / "results.json"
+    run.parent.mkdir(parents=True)
+    run.write_text(json.dumps({"config_hash": "x", "reference": tasks, "greedy": tasks}))
+    assert main_table.main([f"--out={tmp_path}"]) == 0
+    lines = {line.split("  ")[0]: line.split() for line in capsys.readouterr().out.splitlines() if line}
+    assert lines["behaviour cloning"][-6:] == ["85.0", "[64.0,", "94.8]", "20", "(1)", "-"]
+    assert lines["imitation (QueST)"][-2:] == ["-", "85.0"]
+    assert main_table.main([f"--out={tmp_path}", "--seeds=1,3"]) == 0
+    assert "ML45, state: no run has finished" in capsys.readouterr().out
 
 
 def test_log_ratios_by_unit():
