@@ -3,6 +3,10 @@
 A config beside this file uses it by `from . import common` and changes afterwards what is its own.
 """
 
+import os
+
+CLIP_TEXT = "CLIP_TEXT"
+
 
 def for_a_cpu(config):
     """Small networks, and learning rates that are as large as they bear."""
@@ -60,6 +64,16 @@ def from_small_images(config, *, size):
     config.encoder.norm = "group"
     config.reference.steps = 1000  # the reference has a trunk of its own, most of its cost
     config.reference.batch_size = 64
+
+
+def by_sentence(config):
+    """Tasks told apart by their sentences: by CLIP, as the paper, where the variable CLIP_TEXT names its weights.
+
+    By MiniLM, which is installed with LIBERO, where it does not.
+    """
+    weights = os.environ.get(CLIP_TEXT, "")
+    config.encoder.task_embedding = "clip" if weights else "minilm"
+    config.encoder.task_embedding_file = weights
 
 
 def batches(config, size):

@@ -10,9 +10,12 @@ small sizes only, so its own success and time are not known.
 
 from cso_jax import defaults
 
+from . import common
+
 
 def get_config():
     config = defaults.libero()
     config.env.tasks = ("libero_90",)
     config.imitation.validation_fraction = 0.0  # all 50 demonstrations train, as in the paper
+    common.by_sentence(config)
     return config

@@ -24,6 +24,15 @@ def test_every_config_is_valid(path, scale):
     assert json.loads(configs.to_json(config))["scale"] == scale
 
 
+def test_paper_sized_libero_reads_sentences_by_clip_where_it_is_at_hand(monkeypatch):
+    monkeypatch.delenv("CLIP_TEXT", raising=False)
+    config = configs.load(QUICKSTART.with_name("libero_long.py"))
+    assert (config.encoder.task_embedding, config.encoder.task_embedding_file) == ("minilm", "")
+    monkeypatch.setenv("CLIP_TEXT", "/weights")
+    config = configs.load(QUICKSTART.with_name("libero_long.py"))
+    assert (config.encoder.task_embedding, config.encoder.task_embedding_file) == ("clip", "/weights")
+
+
 def test_paper_values():
     """Appendix E."""
     config = defaults.metaworld()
