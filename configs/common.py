@@ -102,6 +102,8 @@ def libero_from_states(config, suite):
     config.env.tasks = (suite,)
     config.env.libero.joint_noise = 0.02
     config.env.libero.physics = "fast"
+    # About the standard deviation of the demonstrations' actions: a codebook drops turns of the hand that are small.
+    config.env.libero.spread = (0.4, 0.4, 0.5, 0.1, 0.1, 0.1, 1.0)
     config.rollout.slots = 16
 
     config.demos.per_task = 50

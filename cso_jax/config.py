@@ -14,7 +14,7 @@ import runpy
 import sys
 import traceback
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,10 +78,21 @@ def load(path: str | Path, overrides: Sequence[tuple[str, str]] = ()) -> ConfigD
     if given.get("policy.name", config.policy.name) in policies.POLICIES.keys() - {config.policy.name}:
         config = defaults.with_policy(config, given["policy.name"]).unlock()
     problems = [problem for key, text in given.items() if (problem := _override(config, key, text))]
-    problems = checks.structure_problems(config) or problems or validate(config)
+    problems = checks.structure_problems(config) or problems or _stages_asked_for(config, given) or validate(config)
     if problems:
         raise ConfigError("\n".join(problems))
     return config.lock()
+
+
+def _stages_asked_for(config: ConfigDict, given: Mapping[str, str]) -> list[str]:
+    """One line for every stage that the command line switches on and the policy does not have."""
+    has = policies.stages_of(config)
+    asked = [key.removesuffix(".enabled") for key, text in given.items() if key.endswith(".enabled")]
+    return [
+        f"config.{stage}.enabled: the policy {config.policy.name} has no stage {stage}; it has {', '.join(has)}"
+        for stage in asked
+        if config[stage].enabled and stage not in has
+    ]
 
 
 def _made_by(path: Path) -> ConfigDict:

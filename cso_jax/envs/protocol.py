@@ -96,6 +96,8 @@ class ChunkFrame:
         return chunks * np.asarray(self.spread, np.float32) + self._origin(entry)
 
     def _origin(self, entry: Any) -> Any:
+        if not any(self.scale) and not any(self.offset):
+            return 0.0  # whatever the entry is: only the units differ
         return (entry * np.asarray(self.scale, np.float32) + np.asarray(self.offset, np.float32))[:, None, :]
 
 

@@ -11,8 +11,11 @@ from cso_jax.envs.protocol import EnvSpec
 from cso_jax.policies.interface import Policy
 
 POLICIES = {
+    "act": "cso_jax.policies.act",
     "bc": "cso_jax.policies.bc",
+    "diffusion": "cso_jax.policies.diffusion",
     "quest": "cso_jax.policies.quest.policy",
+    "resnet_t": "cso_jax.policies.resnet_t",
 }
 """The module of every kind of policy, by its name in `config.policy.name`."""
 

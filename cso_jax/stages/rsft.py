@@ -7,7 +7,7 @@ stage trains, and that the encoder is frozen afterwards, is said in one place: t
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from cso_jax import learner, rules, telemetry
 from cso_jax.data import store
-from cso_jax.data.dataset import BatchOrder, Rows, StoredImages
+from cso_jax.data.dataset import BatchOrder, ChunkWindows, Rows, StoredImages
 from cso_jax.files import atomic_write_text
 from cso_jax.policies.interface import Sampling
 from cso_jax.rollout.actor import make_act
@@ -62,7 +62,7 @@ def needs(config: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def run_stage(run: Run) -> None:
-    """Collect successes of the imitation policy and fine-tune encoder and prior on them.
+    """Collect successes of the imitation policy and fine-tune it on them.
 
     Tasks without a success are named and left out; with none at all the policy stays as imitation left it.
     """
@@ -169,17 +169,21 @@ def _stored(record: EpisodeRecord) -> store.StoredEpisode:
     last = np.arange(decisions) == decisions - 1
     arrays = {
         "actions": record.actions,
-        "skills": record.decisions["skill"],
-        "log_probs": record.decisions["log_prob"],
         "rewards": last.astype(np.float32),
         "dones": last.astype(np.uint8),
     }
+    for name, column in (("skill", "skills"), ("log_prob", "log_probs")):
+        if name in record.decisions:
+            arrays[column] = record.decisions[name]
     assert record.observations is not None
     return store.StoredEpisode(record.request.init.name, record.observations, arrays)
 
 
 def success_rows(run: Run) -> Rows:
-    """Every stored decision as a training row: observation columns, `task` [N] and `skill` [N, K]."""
+    """Every stored decision as a training row: observation columns, `task` [N], and the policy's target.
+
+    That is the `skill` [N, K], or for a policy without skills the `chunk` [N, T, A] of what was executed from there on.
+    """
     episodes = [episode for path in _parts(run) for episode in store.read(path, images=False)[0]]
     columns: dict = {
         name: np.concatenate([episode.observations[name] for episode in episodes]) for name in run.spec.lowdim
@@ -188,8 +192,23 @@ def success_rows(run: Run) -> Rows:
         columns[name] = StoredImages([episode.column(name) for episode in episodes])
     tasks = [run.tasks.index(episode.init.split(":")[1]) for episode in episodes]
     columns["task"] = np.repeat(np.array(tasks, np.int32), [len(episode) for episode in episodes])
-    columns["skill"] = np.concatenate([episode.arrays["skills"] for episode in episodes]).astype(np.int32)
+    if run.policy.wants.target == "skill":
+        columns["skill"] = np.concatenate([episode.arrays["skills"] for episode in episodes]).astype(np.int32)
+    else:
+        columns["chunk"] = _executed_chunks(run, episodes)
     return Rows(columns)
+
+
+def _executed_chunks(run: Run, episodes: Sequence[store.StoredEpisode]) -> np.ndarray:
+    """Chunks `[N, T, A]` from every decision on, of the actions `[E, A]` that were executed of each."""
+    frame, horizon = run.spec.frame, run.config.execution_horizon
+    seen = []
+    if frame is not None:
+        seen = [episode.observations[frame.key] for episode in episodes]
+        seen = [np.repeat(entry[:, -1] if entry.ndim == 3 else entry, horizon, axis=0) for entry in seen]
+    actions = [episode.arrays["actions"].reshape(-1, run.spec.action_dim) for episode in episodes]
+    windows = ChunkWindows(actions, run.policy.wants.chunk_length, frame=frame, seen=seen)
+    return windows.take(np.arange(0, len(windows), horizon))
 
 
 def _batches(run: Run, successes: Rows):
@@ -199,8 +218,9 @@ def _batches(run: Run, successes: Rows):
     own = BatchOrder(settings.batch_size - demonstrations, len(successes), run.seed(STAGE, "order"))
     if not demonstrations:
         return (lambda step: successes.take(own(step))), None
-    training, validation = demonstration_rows(run, run.variables("codebook"))
-    if validation is not None:  # skills are what is learnt here, whatever else demonstrations could teach
+    skills = run.policy.wants.target == "skill"
+    training, validation = demonstration_rows(run, run.variables("codebook") if skills else run.variables("imitation"))
+    if validation is not None and skills:  # they are what is learnt here, whatever else demonstrations could teach
         validation = Rows({name: column for name, column in validation.columns.items() if name != "chunk"})
     other = BatchOrder(demonstrations, len(training), run.seed(STAGE, "demonstrations"))
 

@@ -17,7 +17,7 @@ from cso_jax.envs.libero.files import task_sets as all_task_sets
 from cso_jax.envs.libero.protocols import PROTOCOLS
 from cso_jax.envs.libero.settings import Settings, problems
 from cso_jax.envs.libero.state import STATE_DIM
-from cso_jax.envs.protocol import Environment, EnvSpec, RobotInterface
+from cso_jax.envs.protocol import ChunkFrame, Environment, EnvSpec, RobotInterface
 from cso_jax.envs.slot import Slot
 
 __all__ = [
@@ -72,6 +72,7 @@ def default_config() -> dict[str, Any]:
         "train_states": "placements",  # or "demonstrations": their initial states, from env.libero.datasets
         "datasets": "",
         "joint_noise": 0.0,  # rad, of the arm in train placements; the benchmark's states have about 0.02
+        "spread": (),  # units of the chunks that policies predict, by action dimension; (): the actions' own
         "scenes": 12,  # compiled scenes kept per worker
     }
     env = {
@@ -152,12 +153,15 @@ def spec(settings: Mapping[str, Any]) -> EnvSpec:
     lowdim = {"joint_states": 7, "gripper_states": 2}
     if chosen.obs == "state" or chosen.libero.proprio == "joints_ee":
         lowdim["ee_pos"] = 3
+    zeros = (0.0,) * ACTION_DIM
+    spread = chosen.libero.spread
+    frame = ChunkFrame("gripper_states", scale=zeros, offset=zeros, spread=spread) if spread else None
     if chosen.obs == "state":
-        return EnvSpec({**lowdim, "state": STATE_DIM}, {}, ACTION_DIM)
+        return EnvSpec({**lowdim, "state": STATE_DIM}, {}, ACTION_DIM, frame)
     if chosen.libero.proprio == "ee8":
         lowdim = {"ee_pos": 3, "ee_ori": 3, "gripper_states": 2}
     size = (chosen.image_size, chosen.image_size, 3)
-    return EnvSpec(lowdim, {image_key(camera): size for camera in chosen.cameras}, ACTION_DIM)
+    return EnvSpec(lowdim, {image_key(camera): size for camera in chosen.cameras}, ACTION_DIM, frame)
 
 
 def robot_interface(settings: Mapping[str, Any]) -> RobotInterface:

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from cso_jax.envs.libero.control import ACTION_DIM
 from cso_jax.envs.libero.pro import VARIANTS
 from cso_jax.envs.libero.protocols import PROTOCOLS
 from cso_jax.rules import at_least_one, one_of
@@ -35,6 +36,7 @@ class Options:
     train_states: str = "placements"
     datasets: str = ""
     joint_noise: float = 0.0
+    spread: tuple[float, ...] = ()
     scenes: int = 12
     variant: str = ""
     pro: str = ""
@@ -66,6 +68,8 @@ class Settings:
         known = {field.name for field in dataclasses.fields(cls)}
         values = {key: value for key, value in settings.items() if key in known}
         options = dict(values.pop("libero", {}))
+        if "spread" in options:
+            options["spread"] = tuple(options["spread"])
         if "cameras" in values:
             values["cameras"] = tuple(values["cameras"])
         return cls(**values, libero=Options(**options))
@@ -91,6 +95,8 @@ def problems(settings: Mapping[str, Any]) -> list[str]:
     for name in ("image_size", "horizon", "video_size", "video_every", "history"):
         found += at_least_one(f"env.{name}", getattr(chosen, name))
     found += at_least_one("env.libero.scenes", options.scenes)
+    if options.spread and (len(options.spread) != ACTION_DIM or min(options.spread) <= 0):
+        found.append(f"config.env.libero.spread must be () or {ACTION_DIM} numbers above 0, got {options.spread}")
     if options.decimate < 0 or (options.decimate and options.render != "fast"):
         found.append("config.env.libero.decimate must be 0, or with config.env.libero.render=fast a number of "
                      f"triangles, got {options.decimate} with render={options.render}")  # fmt: skip
