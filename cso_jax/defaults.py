@@ -178,10 +178,14 @@ def _common() -> ConfigDict:
     return config
 
 
-def with_policy(config: ConfigDict, name: str) -> ConfigDict:
-    """The config for another kind of policy, locked. Raises KeyError for one that there is not."""
+def with_policy(config: ConfigDict, name: str, preset: str = "public") -> ConfigDict:
+    """The config for another kind of policy, locked.
+
+    `preset`: whose values, `policies.defaults_of`. Raises KeyError for a policy that there is not, ValueError for a
+    preset that it has not.
+    """
     config = ConfigDict(config).unlock()
-    config.policy = ConfigDict({"name": name, **policies.defaults_of(name)})
+    config.policy = ConfigDict({"name": name, **policies.defaults_of(name, preset)})
     return config.lock()
 
 

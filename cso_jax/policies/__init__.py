@@ -16,6 +16,8 @@ POLICIES = {
     "diffusion": "cso_jax.policies.diffusion",
     "quest": "cso_jax.policies.quest.policy",
     "resnet_t": "cso_jax.policies.resnet_t",
+    "star": "cso_jax.policies.star",
+    "vqbet": "cso_jax.policies.vqbet",
 }
 """The module of every kind of policy, by its name in `config.policy.name`."""
 
@@ -51,7 +53,14 @@ def problems(config: ConfigDict) -> list[str]:
     return found
 
 
-def defaults_of(name: str) -> dict[str, Any]:
-    """The values of the section `config.policy` that are this kind's own, with their defaults."""
-    values: dict[str, Any] = importlib.import_module(POLICIES[name]).DEFAULTS
-    return dict(values)
+def defaults_of(name: str, preset: str = "public") -> dict[str, Any]:
+    """The values of the section `config.policy` that are this kind's own.
+
+    `preset` "public" is what public code has, "paper" the CSO paper's Appendix F, where it differs: a module's `PAPER`.
+    Raises ValueError for a preset that this kind has not.
+    """
+    module = importlib.import_module(POLICIES[name])
+    changes = {"public": {}, **({"paper": module.PAPER} if "PAPER" in vars(module) else {})}
+    if preset not in changes:
+        raise ValueError(f"the policy {name} has no preset {preset!r}; it has {', '.join(changes)}")
+    return {**module.DEFAULTS, **changes[preset]}

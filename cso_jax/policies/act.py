@@ -182,8 +182,8 @@ class ACTNetwork(nn.Module):
         for layer in self.encoding:
             memory = layer(memory, self.positions, deterministic=not train)
         x = jnp.zeros((len(task), self.chunk_length, self.width))
-        for layer in self.decoding:
-            x = layer(x, memory, self.queries, self.positions, deterministic=not train)
+        for decoder in self.decoding:
+            x = decoder(x, memory, self.queries, self.positions, deterministic=not train)
         found = self.head(x)
         return found.reshape(*found.shape[:2], self.action_dim, self.bins) if self.bins else found
 

@@ -60,9 +60,19 @@ def build(config: ConfigDict, spec: EnvSpec, num_tasks: int, embedding_dim: int 
 
 
 def of_section(
-    config: ConfigDict, section: str, chunk_length: int, spec: EnvSpec, num_tasks: int, embedding_dim: int = 0
+    config: ConfigDict,
+    section: str,
+    chunk_length: int,
+    spec: EnvSpec,
+    num_tasks: int,
+    embedding_dim: int = 0,
+    *,
+    history: int = 1,
 ) -> "BCPolicy":
-    """The policy whose layers a section of the config sizes; its cameras are read as `config.encoder` says."""
+    """The policy whose layers a section of the config sizes; its cameras are read as `config.encoder` says.
+
+    With `history` N > 1 it is given N observations, as another policy of the run is, and reads the newest.
+    """
     network = ChunkNetwork(
         lowdim=tuple(sorted(spec.lowdim)),
         images=tuple(sorted(spec.images)),
@@ -74,7 +84,7 @@ def of_section(
         image_width=config.encoder.image_width,
         norm=config.encoder.norm,
     )
-    return BCPolicy(network, config.execution_horizon, config[section].later_weight)
+    return BCPolicy(network, config.execution_horizon, config[section].later_weight, history)
 
 
 class ChunkNetwork(nn.Module):
@@ -118,10 +128,11 @@ class BCPolicy:
     network: ChunkNetwork
     execution_horizon: int
     later_weight: float
+    history: int = 1
 
     @property
     def wants(self) -> Wants:
-        return Wants(self.network.chunk_length, target="chunk")
+        return Wants(self.network.chunk_length, history=self.history, target="chunk")
 
     def init(self, key: jax.Array, spec: EnvSpec, task_embedding: np.ndarray | None = None) -> Variables:
         """Fresh variables; the normaliser is the identity until the demonstrations set it."""
@@ -146,13 +157,14 @@ class BCPolicy:
 
     def prepare(self, variables: Variables, lowdim: dict[str, np.ndarray], config: ConfigDict) -> Variables:
         """The normaliser fitted to the demonstrations, whatever `config.encoder.normalise` says of other policies."""
-        return variables | {"normaliser": fit_normaliser(lowdim)}
+        flat = {name: value.reshape(-1, value.shape[-1]) for name, value in lowdim.items()}
+        return variables | {"normaliser": fit_normaliser(flat)}
 
     def loss(
         self, trainable: Variables, fixed: Variables, batch: Rows, key: jax.Array, *, augment_images: bool
     ) -> Loss:
         """The mean absolute error of `chunk` `[B, T, A]`; the trunk's running statistics move with the batch."""
-        observation = _without_target(batch)
+        observation = self._newest(_without_target(batch))
         if augment_images:
             observation = {
                 name: augment(jax.random.fold_in(key, number), value) if value.ndim == 4 else value
@@ -186,9 +198,13 @@ class BCPolicy:
         return apply(
             self.network,
             {"params": variables["network"], "batch_stats": variables["batch_stats"]},
-            normalise(variables, observation),
+            normalise(variables, self._newest(observation)),
             train=False,
         )
+
+    def _newest(self, observation: Rows) -> dict[str, Any]:
+        seen = (*self.network.lowdim, *self.network.images) if self.history > 1 else ()
+        return {name: value[:, -1] if name in seen else value for name, value in observation.items()}
 
     def decide(
         self,

@@ -26,6 +26,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from cso_jax.envs.protocol import EnvSpec
+from cso_jax.networks.apply import apply
 from cso_jax.networks.tokens import InputTokens, TaskToken
 from cso_jax.networks.transformer import Linear
 from cso_jax.networks.unet import UNet1D
@@ -161,7 +162,7 @@ class DiffusionNetwork(nn.Module):
 
         def step(x, at):
             number, now, then = at
-            noise = unet.apply(variables, x, jnp.broadcast_to(number, (len(x),)), condition)
+            noise = apply(unet, variables, x, jnp.broadcast_to(number, (len(x),)), condition)
             return ddim_step(x, noise, now, then, self.clip), None
 
         start = sampling.temperature * normal(keys, (self.chunk_length, self.action_dim))

@@ -136,10 +136,7 @@ class Imitator:
         """The network's own loss on `chunk` `[B, T, A]`; running statistics and average move with the batch."""
         observation = _without_target(batch)
         if augment_images:
-            observation = {
-                name: _augmented(jax.random.fold_in(key, number), value) if name in dict(self.inputs.images) else value
-                for number, (name, value) in enumerate(sorted(observation.items()))
-            }
+            observation = augmented(key, observation, self.inputs)
         dropout, noise = jax.random.split(jax.random.fold_in(key, 2**16))
         (value, metrics), mutated = apply(
             self.network,
@@ -215,12 +212,20 @@ def normal(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
 
-def _augmented(key: jax.Array, images: jax.Array) -> jax.Array:
-    """Images `[B, H, W, 3]`, or `[B, N, H, W, 3]` with one change for all N of a row's frames."""
-    if images.ndim == 4:
-        return augment(key, images)
-    frames = jnp.moveaxis(images, 1, 0)
-    return jnp.moveaxis(jax.vmap(augment, in_axes=(None, 0))(key, frames), 0, 1)
+def augmented(key: jax.Array, observation: Rows, inputs: Inputs) -> dict[str, Any]:
+    """Observations whose images `[B, H, W, 3]` are augmented; of `[B, N, H, W, 3]` all frames of a row alike."""
+
+    def changed(key: jax.Array, images: jax.Array) -> jax.Array:
+        if images.ndim == 4:
+            return augment(key, images)
+        frames = jnp.moveaxis(images, 1, 0)
+        return jnp.moveaxis(jax.vmap(augment, in_axes=(None, 0))(key, frames), 0, 1)
+
+    images = dict(inputs.images)
+    return {
+        name: changed(jax.random.fold_in(key, number), value) if name in images else value
+        for number, (name, value) in enumerate(sorted(observation.items()))
+    }
 
 
 def _without_target(batch: Rows) -> dict[str, Any]:

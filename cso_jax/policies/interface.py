@@ -120,6 +120,10 @@ class SkillPolicy(Policy, Protocol):
     def codes(self) -> int:
         """The size of the vocabulary of tokens."""
 
+    @property
+    def codebook_parts(self) -> tuple[str, ...]:
+        """The parts that `tokenise` and `decode` read, which the stage codebook makes."""
+
     def codebook_loss(
         self,
         trainable: Variables,

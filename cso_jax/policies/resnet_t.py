@@ -197,8 +197,8 @@ class ResNetTNetwork(nn.Module):
         for layer in self.transforming:
             x = layer(x, mask, deterministic=not train)
         x = x.reshape(len(x), frames, inputs, self.width)[:, :, 0]
-        for layer in self.head_layers:
-            x = jax.nn.relu(layer(x))
+        for linear in self.head_layers:
+            x = jax.nn.relu(linear(x))
         x = self.head_out(x)
         shape = (*x.shape[:2], self.modes, -1)
         std = jax.nn.softplus(self.stds(x)).reshape(shape) + self.least_std

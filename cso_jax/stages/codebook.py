@@ -45,13 +45,14 @@ def run_stage(run: Run) -> None:
         return
     settings = run.config.codebook
     episodes = [episode for task in demos.load(run, images=False) for episode in task]
-    windows = demos.windows(run, episodes, run.config.autoencoder.chunk_length)
+    chunk_length = run.policy.wants.chunk_length
+    windows = demos.windows(run, episodes, chunk_length)
     order = BatchOrder(settings.batch_size, len(windows), run.seed(STAGE, "order"))
     optimiser, schedule = optimiser_of(settings, settings.steps)
     variables = run.fresh_variables(run.key("init"))
     policy, codes = run.skill_policy, run.skill_policy.codes
     weight = objectives.first_actions_weight(
-        run.config.autoencoder.chunk_length, actions=settings.weighted_actions, weight=settings.action_weight
+        chunk_length, actions=min(settings.weighted_actions, chunk_length), weight=settings.action_weight
     )
     loss = functools.partial(
         policy.codebook_loss,

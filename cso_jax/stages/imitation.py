@@ -133,7 +133,8 @@ def _rows(run: Run, variables: Variables, chosen: Sequence[tuple[int, StoredEpis
         columns = {name: History(column, lengths, wants.history) for name, column in columns.items()}
     columns["task"] = np.concatenate([np.full(len(episode), task, np.int32) for task, episode in chosen])
     if wants.target == "skill":
-        columns["skill"] = tokenise_all(run, {"autoencoder": jax.device_put(variables["autoencoder"])}, windows)
+        codebook = {part: jax.device_put(variables[part]) for part in run.skill_policy.codebook_parts}
+        columns["skill"] = tokenise_all(run, codebook, windows)
     if wants.target == "chunk" or wants.chunk_too:
         columns["chunk"] = windows
     return Rows(columns)

@@ -40,8 +40,10 @@ def run_stage(run: Run) -> None:
 def _direct(run: Run) -> Run:
     """The run as if its policy were the reference. Episodes are left to the run itself, whose workers they need."""
     embedding_dim = 0 if run.task_embedding is None else run.task_embedding.shape[1]
-    chunk_length = run.skill_policy.wants.chunk_length
-    policy = bc.of_section(run.config, STAGE, chunk_length, run.spec, len(run.tasks), embedding_dim)
+    wants = run.policy.wants
+    policy = bc.of_section(
+        run.config, STAGE, wants.chunk_length, run.spec, len(run.tasks), embedding_dim, history=wants.history
+    )
     return dataclasses.replace(run, policy=policy)
 
 
@@ -85,6 +87,6 @@ def _given_back(policy: SkillPolicy, variables: Variables, chunks: jax.Array) ->
 
 
 def _codebook(run: Run) -> Variables:
-    """The parts of the policy that the stage codebook trained."""
+    """The parts of the policy that its codebook is made of."""
     variables = run.variables("codebook")
-    return {part: variables[part] for part in run.policy.trained_parts("codebook", run.config)}
+    return {part: variables[part] for part in run.skill_policy.codebook_parts}

@@ -98,15 +98,18 @@ def overfit(name, steps, learning_rate=3e-3, spec=STATE, seed=0, **values):
     variables = policy.init(jax.random.key(seed), spec)
     rows = rows_of(spec, policy)
     batch = rows | {"chunk": chunks_of(policy, rows)}
+    loss = functools.partial(policy.loss, augment_images=False)
+    parts = policy.trained_parts("imitation", config)
+    variables, losses = train(loss, parts, variables, batch, steps, learning_rate=learning_rate)
+    return policy, variables, rows, batch["chunk"], losses
+
+
+def train(loss, parts, variables, batch, steps, *, learning_rate=3e-3):
+    """Variables after so many steps on one batch, and the losses before each."""
     optimiser, _ = learner.make_optimiser(learning_rate=learning_rate, weight_decay=0.0, clip_norm=10.0)
-    mesh = learner.make_mesh()
-    state = learner.start(variables, policy.trained_parts("imitation", config), optimiser)
-    step = learner.supervised_update(
-        lambda trainable, fixed, batch, key: policy.loss(trainable, fixed, batch, key, augment_images=False),
-        optimiser, mesh,
-    )  # fmt: skip
-    losses = []
-    for number in range(steps):
-        state, metrics = step(state, batch, jax.random.fold_in(jax.random.key(seed), number))
-        losses.append(float(metrics["loss"]))
-    return policy, state.variables, rows, batch["chunk"], losses
+    state = learner.start(variables, parts, optimiser)
+    update = learner.supervised_update(loss, optimiser, learner.make_mesh())
+    steps_at_once = learner.repeated(lambda state, batch, key: update(state, batch, key), learner.make_mesh())
+    batches = jax.tree.map(lambda value: np.broadcast_to(value, (steps, *np.shape(value))), dict(batch))
+    state, metrics = steps_at_once(state, batches, jax.random.split(jax.random.key(1), steps))
+    return state.variables, np.asarray(metrics["loss"])

@@ -164,6 +164,10 @@ class QuestPolicy:
     def codes(self) -> int:
         return fsq.codebook_size(self.autoencoder.levels)
 
+    @property
+    def codebook_parts(self) -> tuple[str, ...]:
+        return ("autoencoder",)
+
     def trained_parts(self, stage: str, config: ConfigDict) -> tuple[str, ...]:
         """What each stage trains. Nothing else freezes anything: a stage's other parts stay as they came.
 
