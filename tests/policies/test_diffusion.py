@@ -36,10 +36,13 @@ def test_a_step_by_hand():
     np.testing.assert_allclose(diffusion.ddim_step(x, 2.0, 0.25, 1.0, 0.0), [[[0.4]]], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_it_learns_a_batch_by_heart():
-    policy, variables, rows, chunk, losses = overfit("diffusion", 300, **SMALL, average_decay=0.9)
-    assert np.mean(losses[-20:]) < 0.3 * losses[0]
-    assert np.abs(decide(policy, variables, rows) - chunk[:, :4]).mean() < 0.15
+    policy, variables, rows, chunk, losses = overfit(
+        "diffusion", 1000, learning_rate=5e-3, repeated=16, **SMALL, average_decay=0.9
+    )
+    assert np.mean(losses[-20:]) < 0.03 * losses[0]
+    assert np.abs(decide(policy, variables, rows) - chunk[:, :4]).mean() < 0.05
 
 
 def test_the_average_forgets_its_first_value_and_follows():

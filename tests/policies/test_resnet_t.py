@@ -54,10 +54,10 @@ def test_a_frame_sees_no_later_one():
 
 
 def test_it_learns_a_batch_by_heart():
-    policy, variables, rows, chunk, losses = overfit("resnet_t", 300, **{**SMALL, "dropout": 0.0})
+    policy, variables, rows, chunk, losses = overfit("resnet_t", 1000, **{**SMALL, "dropout": 0.0, "hidden": (64,)})
     assert losses[-1] < losses[0] - 5.0
     actions = decide(policy, variables, rows, sampling=Sampling(0.0, 0))
-    assert np.abs(actions - chunk[:, :4]).mean() < 0.1
+    assert np.abs(actions - chunk[:, :4]).mean() < 0.05
     assert not np.array_equal(decide(policy, variables, rows), decide(policy, variables, rows, seed=5))
 
 

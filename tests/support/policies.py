@@ -91,17 +91,18 @@ def check_interface(name, spec, embedding=None, **values):
     return policy, still
 
 
-def overfit(name, steps, learning_rate=3e-3, spec=STATE, seed=0, **values):
-    """Trains on one batch; returns the policy, its variables, the rows, their chunks and the losses."""
+def overfit(name, steps, learning_rate=3e-3, spec=STATE, seed=0, repeated=1, **values):
+    """Trains on one batch, so often in it; returns the policy, its variables, the rows, their chunks and the losses."""
     config = config_of(name, **values)
     policy = policies.build(config, spec, 2)
     variables = policy.init(jax.random.key(seed), spec)
     rows = rows_of(spec, policy)
-    batch = rows | {"chunk": chunks_of(policy, rows)}
+    chunk = chunks_of(policy, rows)
+    batch = {name: np.concatenate([value] * repeated) for name, value in (rows | {"chunk": chunk}).items()}
     loss = functools.partial(policy.loss, augment_images=False)
     parts = policy.trained_parts("imitation", config)
     variables, losses = train(loss, parts, variables, batch, steps, learning_rate=learning_rate)
-    return policy, variables, rows, batch["chunk"], losses
+    return policy, variables, rows, chunk, losses
 
 
 def train(loss, parts, variables, batch, steps, *, learning_rate=3e-3):
