@@ -9,8 +9,17 @@ over, not run again; the rows go to `evaluation_<stage>.jsonl`, and the run's re
 
 --protocol=NAME evaluates under another protocol of the benchmark's, into a file of its own: for LIBERO settle, openpi
 or quest_compat, and pro:libero_object_swap and the like for LIBERO-PRO's variants of the tasks (docs/libero.md).
+
+A policy that a server has, somebody else's too, in the episodes of a config (docs/policies.md):
+
+    python -m cso_jax.evaluate --config=configs/X.py --policy=ws://HOST:PORT --workdir=DIR [--dialect=openpi|vla-eval] \
+        [--mapping=own|libero] [--execute=N] [--gripper=inverted] [--timeout=S] [--episodes=N] [--protocol=NAME] \
+        [--config.key=value ...]
+
+The rows go to DIR/evaluation_remote.jsonl, with what the server says of itself.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -24,8 +33,11 @@ from cso_jax.stages import table
 
 USAGE = (
     "python -m cso_jax.evaluate --workdir=DIR [--stage=imitation|rsft|spo|reference|ceiling|greedy] [--episodes=N] "
-    "[--protocol=NAME]"
+    "[--protocol=NAME]\n   or: python -m cso_jax.evaluate --config=FILE --policy=ws://HOST:PORT --workdir=DIR "
+    "[--dialect=openpi|vla-eval] [--mapping=own|libero] [--execute=N] [--gripper=inverted] [--timeout=S] "
+    "[--episodes=N] [--protocol=NAME] [--config.key=value ...]"
 )
+_REMOTE = {"config", "policy", "workdir", "dialect", "mapping", "execute", "gripper", "timeout", "episodes", "protocol"}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,6 +46,8 @@ def main(arguments: list[str] | None = None) -> int:
     if "--help" in arguments:
         telemetry.show(f"usage: {USAGE}")
         return 0
+    if any(argument.startswith("--policy") for argument in arguments):
+        return _remote_main(arguments)
     try:
         workdir, stage, episodes, protocol = _parse(arguments)
         config = config_of(workdir)
@@ -72,12 +86,84 @@ def config_of(workdir: Path) -> ConfigDict:
         raise configs.ConfigError(f"{stored}: {error}; put it back, or evaluate another --workdir") from None
 
 
+def _remote_main(arguments: list[str]) -> int:
+    """Evaluate a server's policy."""
+    from cso_jax.runtime.remote import DIALECTS, MAPPINGS, Remote
+
+    try:
+        options, overrides = configs.split_arguments(arguments)
+        missing = [name for name in ("config", "policy", "workdir") if not options.get(name)]
+        unknown = sorted(options.keys() - _REMOTE)
+        if missing or unknown:
+            what = f"--{missing[0]} is missing" if missing else f"unknown option --{unknown[0]}"
+            raise configs.ConfigError(f"{what}; usage: {USAGE}")
+        for name, known in (("dialect", DIALECTS), ("mapping", MAPPINGS), ("gripper", ("as_sent", "inverted"))):
+            if options.get(name) is not None and options[name] not in known:
+                raise configs.ConfigError(f"--{name} must be one of {', '.join(known)}; got {options[name]!r}")
+        for name in ("execute", "episodes", "timeout"):
+            if not options.get(name, "1").isdecimal():
+                raise configs.ConfigError(f"--{name} must be a whole number; got {options[name]!r}")
+        config = configs.load(options["config"], overrides)
+        workdir = folder_of(options["workdir"])
+        remote = Remote(
+            options["policy"],
+            dialect=options.get("dialect", "openpi"),
+            mapping=options.get("mapping", "own"),
+            execute=int(options.get("execute", "0")),
+            invert_gripper=options.get("gripper") == "inverted",
+            timeout_s=float(options.get("timeout", "60")),
+        )
+    except configs.ConfigError as error:
+        return fail(error)
+    episodes, protocol = int(options.get("episodes", "0")), options.get("protocol", "")
+    return supervised(config, workdir, lambda stop: _evaluate_remote(config, workdir, remote, episodes, protocol, stop))
+
+
+def _evaluate_remote(config, workdir: Path, remote, episodes: int, protocol: str, stop) -> None:
+    from cso_jax import envs
+    from cso_jax.cascade import open_run, under_protocol
+    from cso_jax.evaluation import run_evaluation
+    from cso_jax.run import RunError
+    from cso_jax.runtime.remote import RemoteActor, RemoteError
+
+    run = open_run(config, workdir, stop)
+    try:
+        if protocol:
+            run = under_protocol(run, protocol)
+        sentences = {task: envs.sentence(run.settings, task) for task in run.tasks}
+        workers = config.rollout.workers or os.cpu_count() or 1
+        actor = RemoteActor(remote, sentences, episodes=workers * config.rollout.slots, action_dim=run.spec.action_dim)
+        try:
+            about = {"policy": remote.url, "dialect": remote.dialect, "executed": actor.execute}
+            about["server"] = actor.metadata
+            name = f"evaluation_remote{'_' + protocol.replace(':', '_') if protocol else ''}.jsonl"
+            rows = run_evaluation(
+                run, "remote", episodes_per_task=episodes or None, rows_file=name, protocol=protocol, act=actor,
+                about=about,
+            )  # fmt: skip
+        finally:
+            actor.close()
+    except RemoteError as error:
+        raise RunError(str(error)) from None
+    finally:
+        run.close()
+    _show(run.tasks, rows)
+
+
+def _show(tasks, rows) -> None:
+    from cso_jax.statistics import wilson
+
+    for task in tasks:
+        wins = [row["success"] for row in rows if row["task"] == task]
+        low, high = wilson(sum(wins), len(wins))
+        telemetry.show(f"{task:32s} {sum(wins) / len(wins):.3f}  95 % {low:.3f} to {high:.3f}  n = {len(wins)}")
+
+
 def _evaluate(config, workdir: Path, stage: str, episodes: int, protocol: str, stop) -> None:
     from cso_jax.cascade import open_run, under_protocol
     from cso_jax.evaluation import run_evaluation
     from cso_jax.files import append_jsonl, read_jsonl
     from cso_jax.stages import provenance
-    from cso_jax.statistics import wilson
 
     for need in table.EVALUATIONS[stage].of:
         provenance.finish(config, workdir, need)  # rows of a policy that is no longer there do not count
@@ -91,10 +177,7 @@ def _evaluate(config, workdir: Path, stage: str, episodes: int, protocol: str, s
         rows = run_evaluation(run, stage, episodes_per_task=episodes or None, rows_file=name, protocol=protocol)
     finally:
         run.close()
-    for task in run.tasks:
-        wins = [row["success"] for row in rows if row["task"] == task]
-        low, high = wilson(sum(wins), len(wins))
-        telemetry.show(f"{task:32s} {sum(wins) / len(wins):.3f}  95 % {low:.3f} to {high:.3f}  n = {len(wins)}")
+    _show(run.tasks, rows)
 
 
 if __name__ == "__main__":

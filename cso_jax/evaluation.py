@@ -5,6 +5,9 @@ A step of the cascade acts as it was trained: same temperature, same top-k. Succ
 horizon. What is evaluated beside the steps: `stages/table.py`.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from cso_jax import envs, telemetry
 from cso_jax.envs.protocol import require_eval
 from cso_jax.files import append_jsonl, read_jsonl
@@ -18,14 +21,26 @@ from cso_jax.versions import versions
 
 
 def run_evaluation(
-    run: Run, name: str, *, episodes_per_task: int | None = None, rows_file: str = ROWS, protocol: str = ""
+    run: Run,
+    name: str,
+    *,
+    episodes_per_task: int | None = None,
+    rows_file: str = ROWS,
+    protocol: str = "",
+    act: ActFn | None = None,
+    about: Mapping[str, Any] | None = None,
 ):
     """Run the evaluation of that name in the table, for the episodes that have no row in `rows_file` yet.
 
     Returns its rows, and writes `results.json` when they are complete and in the run's own file. `protocol`: a name
-    that the rows hold where the run's tasks are not those of its config.
+    that the rows hold where the run's tasks are not those of its config. `act`: who acts where it is no policy of the
+    run, under a name that is not in the table; `about`: what its rows hold beside.
     """
-    episodes_per_task = episodes_per_task or table.episodes_per_task(name, run.config)
+    if not episodes_per_task:
+        known = name in table.EVALUATIONS
+        episodes_per_task = (
+            table.episodes_per_task(name, run.config) if known else run.config.evaluation.episodes_per_task
+        )
     rows_path = run.workdir / rows_file
     done = {(row["task"], row["init"]) for row in read_jsonl(rows_path) if row["stage"] == name}
     requests = [
@@ -37,12 +52,13 @@ def run_evaluation(
     if requests:
         if rows_file == ROWS:
             _measure(run, name)
-        act = make_evaluation_act(run, name)
+        acting = act or make_evaluation_act(run, name)
         common = {
             "horizon": run.config.env.horizon,
             "renderer": envs.renderer(run.settings),
             "versions": {**versions(), **run.file_versions},
             **({"protocol": protocol} if protocol else {}),
+            **(about or {}),
         }
         total = episodes_per_task * len(run.tasks)
         wins = 0
@@ -55,7 +71,7 @@ def run_evaluation(
         with telemetry.progress(total, f"evaluate {name}", unit="episode", initial=total - len(requests)) as bar:
             for first in range(0, len(requests), run.config.evaluation.wave):
                 wave = requests[first : first + run.config.evaluation.wave]
-                records = run.rollout(wave, act, on_episode=keep)
+                records = run.rollout(wave, acting, on_episode=keep)
                 wins += sum(record.success for record in records)
                 bar.set_postfix({"success": wins / (first + len(records))})
     wanted = {run.eval_init(task, number).name for number in range(episodes_per_task) for task in run.tasks}
