@@ -52,8 +52,8 @@ def finish(outcome: runner.Outcome) -> None:
         "success %: mean ± standard deviation (ddof 1) over seeds. 95 %: Wilson interval of all episodes pooled. n: "
         "episodes (seeds).\ndifference: points against QueST, paired on the same initial states, with its 95 % "
         "interval. seconds: demonstrations and\nthe policy's own stages up to imitation. M: millions of parameters "
-        "that act. ms: the median decision for one episode.\npaper: the mean over LIBERO's four suites of ten tasks, from "
-        "cameras, of the rows of Table 1, which are those of STAR's publication."
+        "that act. ms: the median decision for one episode.\npaper: the mean over LIBERO's four suites of ten tasks, "
+        "from cameras, of the rows of Table 1, which are those of STAR's publication."
     )
     columns = ("", "success %", "95 %", "n", "difference", "seconds", "M", "ms", "paper: four suites")
     title = f"{outcome.experiment.title} Suite {outcome.options.suite.stem}, scale {outcome.options.scale}."
