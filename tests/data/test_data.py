@@ -81,6 +81,13 @@ def test_windows_are_relative_to_what_was_seen_at_their_start():
     np.testing.assert_array_equal(frame.absolute(taken, seen), [actions[:2], actions[1:], actions[[2, 2]]])
 
 
+def test_a_frame_of_units_alone_does_not_read_the_entry():
+    frame = ChunkFrame("gripper", scale=(0.0, 0.0), offset=(0.0, 0.0), spread=(0.5, 2.0))
+    chunks, seen = np.array([[[1.0, 1.0], [2.0, 4.0]]], np.float32), np.zeros((1, 5), np.float32)
+    np.testing.assert_array_equal(frame.relative(chunks, seen), [[[2.0, 0.5], [4.0, 2.0]]])
+    np.testing.assert_array_equal(frame.absolute(frame.relative(chunks, seen), seen), chunks)
+
+
 def test_batch_order_is_a_stream_of_permutations():
     order = BatchOrder(4, 10, seed=3)
     stream = np.concatenate([order(step) for step in range(5)])

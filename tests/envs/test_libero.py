@@ -72,6 +72,8 @@ def flat(result) -> np.ndarray:
         ({"libero": {"decimate": 600}}, "libero.render=fast"),
         ({"libero": {"scenes": 0}}, "libero.scenes must be at least 1"),
         ({"libero": {"train_states": "demonstrations"}}, "needs config.env.libero.datasets"),
+        ({"libero": {"spread": (1.0, 1.0)}}, "libero.spread must be .. or 7 numbers above 0, got"),
+        ({"libero": {"spread": (1.0,) * 6 + (0.0,)}}, "7 numbers above 0"),
         ({"libero": {"colour": 1}}, "takes assets, .*got colour"),
     ],
 )
@@ -89,6 +91,9 @@ def test_spec_of_state_and_pixels():
     assert "ee_pos" not in libero.spec({}).lowdim
     hand = libero.spec({"obs": "pixels", "libero": {"proprio": "ee8"}})
     assert hand.lowdim == {"ee_pos": 3, "ee_ori": 3, "gripper_states": 2}
+    assert state.frame is None
+    spread = (0.4, 0.4, 0.5, 0.1, 0.1, 0.1, 1.0)
+    assert libero.spec({"obs": "state", "libero": {"spread": spread}}).frame.spread == spread
     assert pixels.action_dim == 7 and libero.sentence({}, MILK) == "pick up the milk and place it in the basket"
 
 

@@ -1,0 +1,69 @@
+"""Other kinds of policy through the cascade: what each trains in every stage, and that a resumed run ends the same."""
+
+import shutil
+
+import numpy as np
+import pytest
+from support import cascade
+from support.cascade import CONFIG, policy_of, sorted_episodes
+
+from cso_jax import config as configs
+from cso_jax import defaults, main, policies
+from cso_jax.files import read_jsonl
+
+_CODES = {"chunk_length": 8, "history": 2, "latent": 8, "autoencoder_hidden": (16,), "width": 16, "layers": 1,
+          "heads": 2, "out": 16, "hidden": (16,)}  # fmt: skip
+TINY = {
+    "act": {"chunk_length": 8, "width": 16, "heads": 2, "feed_forward": 16, "style_layers": 1, "encoder_layers": 1,
+            "decoder_layers": 1, "style": 4},
+    "diffusion": {"chunk_length": 8, "widths": (16, 16), "condition": 16, "diffusion_steps": 10, "denoising_steps": 2},
+    "resnet_t": {"chunk_length": 8, "history": 2, "width": 16, "layers": 1, "heads": 2, "head_width": 8,
+                 "hidden": (16,)},
+    "vqbet": _CODES,
+    "star": _CODES,
+}  # fmt: skip
+SKILLS = ("vqbet", "star")
+
+
+def arguments(kind, workdir):
+    values = TINY[kind] | {"name": kind}
+    changes = [f"--config.policy.{key}={value}" for key, value in values.items()]
+    return [f"--config={CONFIG}", f"--workdir={workdir}", "--config.demos.noise=0.1", *changes]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", TINY)
+def test_a_kind_goes_through_its_stages_and_resumes(kind, tmp_path):
+    whole = tmp_path / "whole"
+    assert main.main(arguments(kind, whole)) == 0
+    stages = ["imitation", "rsft", *(["spo"] if kind in SKILLS else [])]
+    assert {row["stage"] for row in read_jsonl(whole / "episodes.jsonl")} == set(stages)
+    assert len(read_jsonl(whole / "episodes.jsonl")) == 12 * len(stages)
+    if kind in SKILLS:
+        assert cascade.changed_parts(policy_of(whole, "rsft"), policy_of(whole, "spo")) <= {"prior"}
+    # Begun again from the midst of imitation, with what came later gone.
+    again = tmp_path / "again"
+    shutil.copytree(whole, again)
+    shutil.rmtree(again / "checkpoints" / "imitation" / "200")
+    assert main.main(arguments(kind, again)) == 0
+    for stage in stages:
+        before, after = policy_of(whole, stage), policy_of(again, stage)
+        assert before.keys() == after.keys()
+        for name, value in before.items():
+            np.testing.assert_array_equal(value, after[name], err_msg=f"{stage} {name}")
+    assert sorted_episodes(whole) == sorted_episodes(again)
+
+
+def test_a_stage_that_a_policy_has_not_is_refused():
+    own = [("policy.name", "bc"), ("policy.chunk_length", "8")]
+    says = r"config\.spo\.enabled: the policy bc has no stage spo; it has demos, imitation"
+    with pytest.raises(configs.ConfigError, match=says):
+        configs.load(CONFIG, [*own, ("spo.enabled", "true")])
+    assert not configs.load(CONFIG, [*own, ("spo.enabled", "false")]).spo.enabled
+
+
+def test_presets():
+    config = defaults.with_policy(defaults.libero(), "act", preset="paper")
+    assert (config.policy.bins, config.policy.chunk_length, config.policy.kl_weight) == (256, 20, 10.0)
+    with pytest.raises(ValueError, match="the policy star has no preset 'paper'; it has public"):
+        policies.defaults_of("star", "paper")
