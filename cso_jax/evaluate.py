@@ -88,8 +88,10 @@ def config_of(workdir: Path) -> ConfigDict:
 
 def _remote_main(arguments: list[str]) -> int:
     """Evaluate a server's policy."""
-    from cso_jax.runtime.remote import DIALECTS, MAPPINGS, Remote
-
+    try:
+        from cso_jax.runtime.remote import DIALECTS, MAPPINGS, Remote
+    except ImportError as error:
+        return fail(configs.ConfigError(f"policies on servers need {error.name}: pip install -e '.[robot]'"))
     try:
         options, overrides = configs.split_arguments(arguments)
         missing = [name for name in ("config", "policy", "workdir") if not options.get(name)]
