@@ -44,6 +44,10 @@ _BEFORE = {
 }
 
 
+# The same of keys that only one benchmark has.
+_BEFORE_OF: dict[Any, dict[str, Any]] = {"libero": {"env.libero.spread": ()}}
+
+
 class ConfigError(ValueError):
     """The configuration cannot be used; the message lists every problem found."""
 
@@ -77,9 +81,12 @@ def from_json(text: str) -> ConfigDict:
         raise ConfigError(f"config.json is not JSON: {error}") from None
     if not isinstance(stored, dict):
         raise ConfigError(f"config.json must hold an object, the values of a run; it holds a {type(stored).__name__}")
-    for key, value in _BEFORE.items():
-        section, name = key.split(".")
-        stored.setdefault(section, {}).setdefault(name, value)
+    for key, value in (_BEFORE | _BEFORE_OF.get(stored.get("env", {}).get("name"), {})).items():
+        *sections, name = key.split(".")
+        place = stored
+        for section in sections:
+            place = place.setdefault(section, {})
+        place.setdefault(name, value)
     return ConfigDict(restored(stored)).lock()
 
 
@@ -110,7 +117,7 @@ def fingerprint(config: ConfigDict) -> str:
 
 def differences(stored: dict, config: ConfigDict) -> dict[str, str]:
     """What differs between a stored config and this one, as far as results depend on it: `{key: both values}`."""
-    old = _BEFORE | flatten(ConfigDict(stored))
+    old = _BEFORE | _BEFORE_OF.get(stored.get("env", {}).get("name"), {}) | flatten(ConfigDict(stored))
     new = flatten(ConfigDict(json.loads(to_json(config))))
     neutral = (*_neutral(old.get("env.name"), new["env.name"]), *_idle(old, new))
     keys = [k for k in sorted(old.keys() | new.keys()) if not k.startswith(neutral) and k != "name"]

@@ -19,7 +19,6 @@ A policy that a server has, somebody else's too, in the episodes of a config (do
 The rows go to DIR/evaluation_remote.jsonl, with what the server says of itself.
 """
 
-import os
 import sys
 from pathlib import Path
 
@@ -103,7 +102,7 @@ def _remote_main(arguments: list[str]) -> int:
             if options.get(name) is not None and options[name] not in known:
                 raise configs.ConfigError(f"--{name} must be one of {', '.join(known)}; got {options[name]!r}")
         for name in ("execute", "episodes", "timeout"):
-            if not options.get(name, "1").isdecimal():
+            if not options.get(name, "1").isdecimal() or (name == "timeout" and options.get(name) == "0"):
                 raise configs.ConfigError(f"--{name} must be a whole number; got {options[name]!r}")
         config = configs.load(options["config"], overrides)
         workdir = folder_of(options["workdir"])
@@ -125,6 +124,7 @@ def _evaluate_remote(config, workdir: Path, remote, episodes: int, protocol: str
     from cso_jax import envs
     from cso_jax.cascade import open_run, under_protocol
     from cso_jax.evaluation import run_evaluation
+    from cso_jax.rollout.runner import usable_cpus
     from cso_jax.run import RunError
     from cso_jax.runtime.remote import RemoteActor, RemoteError
 
@@ -133,15 +133,21 @@ def _evaluate_remote(config, workdir: Path, remote, episodes: int, protocol: str
         if protocol:
             run = under_protocol(run, protocol)
         sentences = {task: envs.sentence(run.settings, task) for task in run.tasks}
-        workers = config.rollout.workers or os.cpu_count() or 1
+        workers = config.rollout.workers or usable_cpus()
         actor = RemoteActor(remote, sentences, episodes=workers * config.rollout.slots, action_dim=run.spec.action_dim)
         try:
-            about = {"policy": remote.url, "dialect": remote.dialect, "executed": actor.execute}
-            about["server"] = actor.metadata
+            about = {
+                "policy": remote.url,
+                "dialect": remote.dialect,
+                "mapping": remote.mapping,
+                "executed": actor.execute,
+                "gripper": "inverted" if remote.invert_gripper else "as_sent",
+            }
             name = f"evaluation_remote{'_' + protocol.replace(':', '_') if protocol else ''}.jsonl"
+            _require_rows_of(workdir / name, about)
             rows = run_evaluation(
                 run, "remote", episodes_per_task=episodes or None, rows_file=name, protocol=protocol, act=actor,
-                about=about,
+                about=about | {"server": actor.metadata}, on_end=lambda record: actor.ended(record.request.key),
             )  # fmt: skip
         finally:
             actor.close()
@@ -150,6 +156,20 @@ def _evaluate_remote(config, workdir: Path, remote, episodes: int, protocol: str
     finally:
         run.close()
     _show(run.tasks, rows)
+
+
+def _require_rows_of(path: Path, about: dict) -> None:
+    """Raises RunError where a file holds rows that were made in another way."""
+    from cso_jax.files import read_jsonl
+    from cso_jax.run import RunError
+
+    for row in read_jsonl(path):
+        for name, value in about.items():
+            if row.get(name) != value:
+                raise RunError(
+                    f"{path} holds episodes with {name} {row.get(name)!r}, and now it is {value!r}; choose another "
+                    "--workdir, or move the file away"
+                )
 
 
 def _show(tasks, rows) -> None:

@@ -5,7 +5,7 @@ A step of the cascade acts as it was trained: same temperature, same top-k. Succ
 horizon. What is evaluated beside the steps: `stages/table.py`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from cso_jax import envs, telemetry
@@ -29,12 +29,14 @@ def run_evaluation(
     protocol: str = "",
     act: ActFn | None = None,
     about: Mapping[str, Any] | None = None,
+    on_end: Callable[[EpisodeRecord], None] | None = None,
 ):
     """Run the evaluation of that name in the table, for the episodes that have no row in `rows_file` yet.
 
     Returns its rows, and writes `results.json` when they are complete and in the run's own file. `protocol`: a name
     that the rows hold where the run's tasks are not those of its config. `act`: who acts where it is no policy of the
-    run, under a name that is not in the table; `about`: what its rows hold beside.
+    run, under a name that is not in the table; `about`: what its rows hold beside;
+    `on_end(record)` is called as its episodes end.
     """
     if not episodes_per_task:
         known = name in table.EVALUATIONS
@@ -65,6 +67,8 @@ def run_evaluation(
 
         def keep(_: int, record: EpisodeRecord) -> None:
             append_jsonl(rows_path, [_row(run, name, record) | common], sync=False)
+            if on_end is not None:
+                on_end(record)
             bar.update()
 
         bar: telemetry.Progress[None]

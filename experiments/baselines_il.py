@@ -2,7 +2,8 @@
 
 Behaviour cloning by an MLP, ResNet-T, Diffusion Policy, ACT, VQ-BeT, a STAR-style policy and QueST, before any rollout
 of their own. Networks have the sizes of configs/quickstart_<kind>.py, all else is the suite's. Training seconds are
-those of the policy's own stages; a decision is timed alone, for one episode.
+those of the policy's own stages up to imitation; a decision is timed alone, for one episode. The runs go on to R-SFT
+and SPO, since they are those of other_bases.py too.
 """
 
 from collections.abc import Sequence
@@ -52,8 +53,8 @@ def finish(outcome: runner.Outcome) -> None:
         "success %: mean ± standard deviation (ddof 1) over seeds. 95 %: Wilson interval of all episodes pooled. n: "
         "episodes (seeds).\ndifference: points against QueST, paired on the same initial states, with its 95 % "
         "interval. seconds: demonstrations and\nthe policy's own stages up to imitation. M: millions of parameters "
-        "that act. ms: the median decision for one episode.\npaper: the mean over LIBERO's four suites of ten tasks, "
-        "from cameras, of the rows of Table 1, which are those of STAR's publication."
+        "of the policy. ms: the median decision for one episode.\npaper: the mean over LIBERO's four suites of ten "
+        "tasks, from cameras, of the rows of Table 1, which are those of STAR's publication."
     )
     columns = ("", "success %", "95 %", "n", "difference", "seconds", "M", "ms", "paper: four suites")
     title = f"{outcome.experiment.title} Suite {outcome.options.suite.stem}, scale {outcome.options.scale}."

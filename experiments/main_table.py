@@ -81,12 +81,15 @@ def ordinary_runs(folder: Path, suite: str) -> Iterator[results.Row]:
     """A row for every stage that `main` evaluated in `folder`/seed_<S>."""
     for path in sorted(folder.glob("seed_*/results.json")):
         cells = json.loads(path.read_text())
+        seed = path.parent.name.removeprefix("seed_")
+        if not seed.isdecimal():
+            continue
         for stage in _OF_A_RUN:
             tasks = cells.get(stage, {}).values()
             if episodes := sum(task["episodes"] for task in tasks):
                 successes = sum(task["successes"] for task in tasks)
                 yield {
-                    "suite": suite, "variant": stage, "seed": int(path.parent.name.removeprefix("seed_")),
+                    "suite": suite, "variant": stage, "seed": int(seed),
                     "successes": successes, "episodes": episodes, "success": successes / episodes,
                 }  # fmt: skip
 
@@ -119,15 +122,16 @@ def cell_text(found: Sequence[results.Row]) -> str | None:
     summary = summarise(found)
     if summary is None:
         return None
-    return f"{100 * summary.mean:.1f} {interval_text(summary)} {count_text(summary)}"
+    return f"{100 * summary.successes / summary.episodes:.1f} {interval_text(summary)} {count_text(summary)}"
 
 
-def reasons(out: Path, rows: Rows, suites: Sequence[str], scale: str) -> list[str]:
+def reasons(out: Path, rows: Rows, suites: Sequence[str], seeds: Sequence[int], scale: str) -> list[str]:
     """One line for every suite that has no cell at all."""
     suffix = "" if scale == "small" else f"_{scale}"
     empty = [suite for suite in suites if not any(rows.get((method, suite)) for method in METHODS)]
     return [
-        f"{column(suite)}: no run has finished; {out.name}/{suite}{suffix} has no results of {', '.join(_SOURCES)}."
+        f"{column(suite)}: {out.name}/{suite}{suffix} has no results of {', '.join(_SOURCES)} or main for seeds "
+        f"{', '.join(map(str, seeds))}."
         for suite in empty
     ]
 
@@ -139,11 +143,13 @@ def draw(path: Path, rows: Rows, suites: Sequence[str]) -> None:
     width = 0.8 / len(METHODS)
     for number, (method, label) in enumerate(METHODS.items()):
         made = [(x, s) for x, suite in enumerate(suites) if (s := summarise(rows.get((method, suite), [])))]
-        intervals = [[100 * (s.mean - s.low) for _, s in made], [100 * (s.high - s.mean) for _, s in made]]
+        rates = [s.successes / s.episodes for _, s in made]
+        below = [100 * max(0.0, rate - s.low) for rate, (_, s) in zip(rates, made, strict=True)]
+        above = [100 * max(0.0, s.high - rate) for rate, (_, s) in zip(rates, made, strict=True)]
         axes.bar(
             [x + (number - (len(METHODS) - 1) / 2) * width for x, _ in made],
-            [100 * s.mean for _, s in made], width, color=plots.COLOURS[number], label=label if made else None,
-            yerr=intervals if made else None, error_kw={"linewidth": 0.8},
+            [100 * rate for rate in rates], width, color=plots.COLOURS[number], label=label if made else None,
+            yerr=[below, above] if made else None, error_kw={"linewidth": 0.8},
         )  # fmt: skip
     axes.set_xticks(range(len(suites)), [column(suite) for suite in suites])
     axes.set(ylabel="success %, 95 % interval", ylim=(0, 100), xlim=(-0.5, max(len(suites), 1) - 0.5))
@@ -183,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return fail(configs.ConfigError(f"nothing of {suite} at scale {scale}: {out} has no {suite}{suffix}"))
     suites = chosen or [*SUITES, *([extra] if (out / f"{extra}{suffix}").is_dir() else [])]
     rows = gather(out, suites, seeds, scale)
-    table = table_of(rows, suites, reasons(out, rows, suites, scale))
+    table = table_of(rows, suites, reasons(out, rows, suites, seeds, scale))
     folder = out / "main_table"
     rewrite_jsonl(folder / "results.jsonl", [row for cell in rows.values() for row in cell])
     table.write(folder)

@@ -1,7 +1,7 @@
 """R-SFT and SPO on policies that are not QueST: neither needs more than a distribution over what was executed.
 
 R-SFT trains any policy on its own successes. SPO needs discrete skills with exact log-probabilities: the codes of one
-decision of VQ-BeT and of the STAR-style policy, whose offsets stay as imitation made them. Not in the paper.
+decision of VQ-BeT and of the STAR-style policy, whose offsets are trained by imitation alone. Not in the paper.
 """
 
 from collections.abc import Sequence

@@ -2,7 +2,7 @@
 
 Success on each of the five tabletop tasks, and of the stages of those that have several. Everything here is the
 simulated arm of configs/tabletop_state.py, its objects and its scripted demonstrations: the paper's rows, of a real
-robot, 20 trials per task, stand beside them for their order, not for their values. VQ-BeT is not implemented here.
+robot, 20 trials per task, stand beside them for their order, not for their values. VQ-BeT has not been run here.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

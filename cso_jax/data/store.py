@@ -98,7 +98,7 @@ def write(path: str | Path, episodes: Sequence[StoredEpisode], attributes: Mappi
                 for name, values in episode.observations.items():
                     values = np.asarray(values)
                     # Images: one frame per block, so that a random frame costs one small read.
-                    image = values.ndim == 4
+                    image = values.ndim >= 4  # with a history `[N, frames, H, W, 3]`
                     options = {"chunks": (1, *values.shape[1:]), "compression": "lzf"} if image else {}
                     group.create_dataset(f"obs/{name}", data=values, **options)
             file.flush()
@@ -137,7 +137,7 @@ def read(path: str | Path, *, images: bool = True) -> tuple[list[StoredEpisode],
 
 
 def _read_episode(path: Path, group: h5py.Group, images: bool) -> StoredEpisode:
-    observations = {name: dataset[()] for name, dataset in group["obs"].items() if images or dataset.ndim != 4}
+    observations = {name: dataset[()] for name, dataset in group["obs"].items() if images or dataset.ndim < 4}
     arrays = {name: dataset[()] for name, dataset in group.items() if isinstance(dataset, h5py.Dataset)}
     rows = {name: len(values) for name, values in [*observations.items(), *arrays.items()]}
     if len(set(rows.values())) != 1 or "actions" not in arrays:

@@ -29,7 +29,7 @@ from cso_jax.networks.post_norm import DecoderLayer, EncoderLayer
 from cso_jax.networks.tokens import InputTokens, TaskToken
 from cso_jax.networks.transformer import Linear, positional_encoding
 from cso_jax.networks.vision import Norm
-from cso_jax.policies.imitator import STAGES, Imitator, Inputs, problems_of_chunks
+from cso_jax.policies.imitator import STAGES, Imitator, Inputs, bounds_of, problems_of_chunks
 from cso_jax.policies.interface import Rows, Sampling
 
 __all__ = ["DEFAULTS", "PAPER", "STAGES", "build", "problems"]
@@ -67,6 +67,9 @@ def build(config: ConfigDict, spec: EnvSpec, num_tasks: int, embedding_dim: int 
     """The policy of `config.policy`; its cameras and states are read as `config.encoder` says."""
     own = config.policy
     inputs = Inputs.of(spec, num_tasks, embedding_dim)
+    bounds = bounds_of(spec)
+    if own.bins and bounds is None:
+        raise ValueError("config.policy.bins needs actions with bounds, and chunks are relative here: set it to 0")
     network = ACTNetwork(
         inputs=inputs,
         chunk_length=own.chunk_length,
@@ -81,6 +84,7 @@ def build(config: ConfigDict, spec: EnvSpec, num_tasks: int, embedding_dim: int 
         kl_weight=own.kl_weight,
         dropout=own.dropout,
         bins=own.bins,
+        bounds=bounds or (),
         image_width=config.encoder.image_width,
         lowdim_hidden=tuple(config.encoder.lowdim_hidden),
         norm=config.encoder.norm,
@@ -120,6 +124,7 @@ class ACTNetwork(nn.Module):
     kl_weight: float
     dropout: float
     bins: int
+    bounds: tuple[float, ...]
     image_width: int = 256
     lowdim_hidden: tuple[int, ...] = ()
     norm: Norm = "batch"
@@ -163,7 +168,9 @@ class ACTNetwork(nn.Module):
         del keys, sampling
         seen, task = self.see(observation, train=False), self.task(observation["task"])
         predicted = self._predict(seen, task, jnp.zeros((len(task), self.style)), False)
-        return predicted if not self.bins else centre_of(jnp.argmax(predicted, axis=-1), self.bins)
+        if not self.bins:
+            return predicted
+        return centre_of(jnp.argmax(predicted, axis=-1), self.bins) * jnp.asarray(self.bounds)
 
     def _style(self, seen: jax.Array, task: jax.Array, chunk: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
         """Mean and log-variance of z, each `[B, Z]`, from task, states (not cameras) and chunk."""
@@ -190,4 +197,5 @@ class ACTNetwork(nn.Module):
     def _error(self, predicted: jax.Array, chunk: jax.Array) -> jax.Array:
         if not self.bins:
             return jnp.mean(jnp.abs(predicted - chunk).astype(jnp.float32))
-        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(predicted, bin_of(chunk, self.bins)))
+        wanted = bin_of(chunk / jnp.asarray(self.bounds), self.bins)
+        return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(predicted, wanted))

@@ -31,7 +31,7 @@ from cso_jax.networks.tokens import InputTokens, TaskToken
 from cso_jax.networks.transformer import Linear
 from cso_jax.networks.unet import UNet1D
 from cso_jax.networks.vision import Norm
-from cso_jax.policies.imitator import STAGES, Imitator, Inputs, normal, problems_of_chunks
+from cso_jax.policies.imitator import STAGES, Imitator, Inputs, bounds_of, normal, problems_of_chunks
 from cso_jax.policies.interface import Rows, Sampling
 
 __all__ = ["DEFAULTS", "PAPER", "STAGES", "build", "problems"]
@@ -42,7 +42,7 @@ DEFAULTS: dict[str, Any] = {
     "condition": 256,  # size of the observation, and of the task
     "diffusion_steps": 100,
     "denoising_steps": 10,  # when acting
-    "clip": 1.0,  # of the chunk while it is denoised, in the units of the chunks; 0: none
+    "clip": 1.0,  # of the chunk while it is denoised, times the largest action; 0: none, as for chunks without bounds
     "average_decay": 0.995,
 }
 PAPER: dict[str, Any] = {"chunk_length": 32}
@@ -81,6 +81,7 @@ def build(config: ConfigDict, spec: EnvSpec, num_tasks: int, embedding_dim: int 
         condition=own.condition,
         diffusion_steps=own.diffusion_steps,
         denoising_steps=own.denoising_steps,
+        bounds=bounds_of(spec) if own.clip else None,
         clip=own.clip,
         image_width=config.encoder.image_width,
         lowdim_hidden=tuple(config.encoder.lowdim_hidden),
@@ -107,11 +108,14 @@ def denoising_order(diffusion_steps: int, denoising_steps: int) -> np.ndarray:
     return found
 
 
-def ddim_step(x: jax.Array, noise: jax.Array, now: Any, then: Any, clip: float) -> jax.Array:
-    """From x `[B, T, A]` with share `now` of the chunk's variance to one with share `then`, given the noise in it."""
+def ddim_step(x: jax.Array, noise: jax.Array, now: Any, then: Any, limit: Any = None) -> jax.Array:
+    """From x `[B, T, A]` with share `now` of the chunk's variance to one with share `then`, given the noise in it.
+
+    The chunk is kept within `limit`, a number or one `[A]` per dimension.
+    """
     clean = (x - jnp.sqrt(1.0 - now) * noise) / jnp.sqrt(now)
-    if clip:
-        clean = jnp.clip(clean, -clip, clip)
+    if limit is not None:
+        clean = jnp.clip(clean, -limit, limit)
     return jnp.sqrt(then) * clean + jnp.sqrt(1.0 - then) * noise
 
 
@@ -125,6 +129,7 @@ class DiffusionNetwork(nn.Module):
     condition: int
     diffusion_steps: int
     denoising_steps: int
+    bounds: tuple[float, ...] | None
     clip: float
     image_width: int = 256
     lowdim_hidden: tuple[int, ...] = ()
@@ -158,12 +163,13 @@ class DiffusionNetwork(nn.Module):
         order = denoising_order(self.diffusion_steps, self.denoising_steps)
         now = jnp.asarray(share[order], jnp.float32)
         then = jnp.asarray(np.append(share[order[1:]], 1.0), jnp.float32)
+        limit = None if self.bounds is None else self.clip * jnp.asarray(self.bounds)
         unet, variables = self.unet.unbind()
 
         def step(x, at):
             number, now, then = at
             noise = apply(unet, variables, x, jnp.broadcast_to(number, (len(x),)), condition)
-            return ddim_step(x, noise, now, then, self.clip), None
+            return ddim_step(x, noise, now, then, limit), None
 
         start = sampling.temperature * normal(keys, (self.chunk_length, self.action_dim))
         chunk, _ = jax.lax.scan(step, start, (jnp.asarray(order), now, then))

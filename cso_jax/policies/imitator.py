@@ -5,7 +5,7 @@ A kind of policy brings a `ChunkNetwork`, a flax module that knows how to be tra
 
     {"network": params, "batch_stats": running statistics of image trunks,
      "normaliser": {key: {"mean": [P], "std": [P]}},
-     "average": {"params": an exponential moving average of them, "updates": how many it has had}, absent without one,
+     "average": {"params", "batch_stats": exponential moving averages, "updates": how many they have had}, if any,
      "task_embedding": [N, E] vectors of the N tasks' sentences, absent where tasks are told apart by id}
 
 Letters: B rows, N observations of a history, T actions per chunk, E executed actions, A action size, P size of a
@@ -115,6 +115,7 @@ class Imitator:
         if self.average_decay:
             variables["average"] = {
                 "params": jax.tree.map(jnp.copy, created["params"]),
+                "batch_stats": jax.tree.map(jnp.copy, variables["batch_stats"]),
                 "updates": jnp.zeros((), jnp.float32),
             }
         if task_embedding is not None:
@@ -151,9 +152,10 @@ class Imitator:
         if self.average_decay:
             updates = fixed["average"]["updates"]
             decay = jnp.minimum(self.average_decay, 1.0 - (1.0 + updates) ** -0.75)
-            now = jax.lax.stop_gradient(trainable["network"])
-            average = optax.incremental_update(now, fixed["average"]["params"], 1.0 - decay)
-            changed["average"] = {"params": average, "updates": updates + 1.0}
+            now = {"params": jax.lax.stop_gradient(trainable["network"]), "batch_stats": fixed["batch_stats"]}
+            before = {part: fixed["average"][part] for part in now}
+            averaged = optax.incremental_update(now, before, 1.0 - decay)
+            changed["average"] = {**averaged, "updates": updates + 1.0}
         return Loss(value, changed, metrics)
 
     def held_out_loss(self, variables: Variables, batch: Rows) -> jax.Array:
@@ -195,8 +197,21 @@ class Imitator:
         return Decision(chunk[:, :execution_horizon])
 
     def _acting(self, variables: Variables) -> dict[str, Any]:
-        params = variables["average"]["params"] if self.average_decay else variables["network"]
-        return {"params": params, "batch_stats": variables["batch_stats"]}
+        if self.average_decay:
+            return {part: variables["average"][part] for part in ("params", "batch_stats")}
+        return {"params": variables["network"], "batch_stats": variables["batch_stats"]}
+
+
+def bounds_of(spec: EnvSpec) -> tuple[float, ...] | None:
+    """The largest size of an action by dimension, in the units of the chunks: actions are within [-1, 1].
+
+    None where chunks are relative to where the robot is, and so have no bounds of their own.
+    """
+    if spec.frame is None:
+        return (1.0,) * spec.action_dim
+    if any(spec.frame.scale) or any(spec.frame.offset):
+        return None
+    return tuple(1.0 / unit for unit in spec.frame.spread)
 
 
 def problems_of_chunks(config: ConfigDict) -> list[str]:

@@ -3,7 +3,7 @@
 VQ-BeT and STAR are this with different values (`vqbet.py`, `star.py`). A chunk is encoded by an MLP and quantised by Q
 codebooks; a transformer on the last N observations gives a distribution over the codes, all at once or one after the
 other, and an offset. Acting draws codes and adds the offset to their chunk. The offset is no part of the distribution:
-R-SFT and SPO, which refine distributions over skills, act on the codes, and leave it as imitation made it.
+R-SFT and SPO refine the distribution over codes, and an offset that reads the same transformer moves along untrained.
 
     codebook:  L1(decoded, chunk) + commit * sum_q mean |r_q - sg(e_q)|^2
     imitation: sum_q w_q * -(1 - p_q)^gamma log p_q  +  offset_weight * L1(decoded(drawn codes) + offset, chunk)
@@ -44,7 +44,10 @@ STAGES = ("demos", "codebook", "reference", "imitation", "rsft", "spo")
 
 def focal(log_prob: jax.Array, gamma: float) -> jax.Array:
     """-(1 - p)^gamma log p (Lin et al. 2017, Eq. 4) of log-probabilities of any shape."""
-    return -((1.0 - jnp.exp(log_prob)) ** gamma) * log_prob
+    if gamma == 0.0:
+        return -log_prob
+    # A power's gradient at a base of exactly 0, where p is 1, would be infinite times 0.
+    return -(jnp.maximum(-jnp.expm1(log_prob), 1e-7) ** gamma) * log_prob
 
 
 class _MLP(nn.Module):
@@ -127,7 +130,9 @@ class CodePrior(nn.Module):
         self.last = layer_norm()
         self.project = Linear(self.out)
         self.code_heads = [_MLP(self.hidden, self.codes) for _ in range(self.books)]
-        self.embeddings = self.param("embeddings", nn.initializers.normal(0.02), (self.books, self.codes, self.out))
+        if self.sequential and self.books > 1:
+            shape = (self.books - 1, self.codes, self.out)
+            self.embeddings = self.param("embeddings", nn.initializers.normal(0.02), shape)
         # An offset per code and codebook, summed over the codebooks.
         self.offset_head = _MLP(self.hidden, self.books * self.codes * self.chunk_length * self.action_dim)
 

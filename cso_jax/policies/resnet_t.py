@@ -3,7 +3,9 @@
 A token per input and frame, the task among them, goes through a transformer in which a frame sees itself and those
 before it; a frame's task token then gives the modes of its action. Loss:
 
-    -log sum_m w_m N(action; tanh(mu_m), softplus(s_m) + 1e-4)
+    -log sum_m w_m N(action; b tanh(mu_m), softplus(s_m) + 1e-4)
+
+with b the largest action, in the units of the chunks; without tanh where chunks have no bounds.
 
 `DEFAULTS` are the values of QueST's public configs. In that code actions are not stacked as frames are, so that every
 frame's output regresses the *newest* action; `outputs="all"` does so too, "last", the default, trains the newest alone.
@@ -26,7 +28,7 @@ from cso_jax.envs.protocol import EnvSpec
 from cso_jax.networks.tokens import InputTokens, TaskToken
 from cso_jax.networks.transformer import Dropout, Linear, gelu, layer_norm
 from cso_jax.networks.vision import Norm
-from cso_jax.policies.imitator import STAGES, Imitator, Inputs, normal, problems_of_chunks
+from cso_jax.policies.imitator import STAGES, Imitator, Inputs, bounds_of, normal, problems_of_chunks
 from cso_jax.policies.interface import Rows, Sampling
 
 __all__ = ["DEFAULTS", "STAGES", "build", "problems"]
@@ -77,6 +79,7 @@ def build(config: ConfigDict, spec: EnvSpec, num_tasks: int, embedding_dim: int 
         hidden=tuple(own.hidden),
         least_std=own.least_std,
         all_outputs=own.outputs == "all",
+        bounds=bounds_of(spec),
         image_width=config.encoder.image_width,
         lowdim_hidden=tuple(config.encoder.lowdim_hidden),
         norm=config.encoder.norm,
@@ -141,6 +144,7 @@ class ResNetTNetwork(nn.Module):
     hidden: tuple[int, ...]
     least_std: float
     all_outputs: bool
+    bounds: tuple[float, ...] | None
     image_width: int = 256
     lowdim_hidden: tuple[int, ...] = ()
     norm: Norm = "batch"
@@ -202,4 +206,7 @@ class ResNetTNetwork(nn.Module):
         x = self.head_out(x)
         shape = (*x.shape[:2], self.modes, -1)
         std = jax.nn.softplus(self.stds(x)).reshape(shape) + self.least_std
-        return self.weights(x), jnp.tanh(self.means(x)).reshape(shape), std
+        mean = self.means(x).reshape(shape)
+        if self.bounds is not None:
+            mean = jnp.tanh(mean) * jnp.tile(jnp.asarray(self.bounds), self.chunk_length)
+        return self.weights(x), mean, std

@@ -39,12 +39,11 @@ def unflatten(flat: Mapping[str, Any], like: Mapping[str, Any], prefix: str = ""
 
 def make_act(policy: Any, like: Mapping[str, Any], manifest: Manifest) -> Act:
     """`act` of an `ActingPolicy` whose variables have the structure `like`, drawing as the manifest says."""
-    from cso_jax.envs.protocol import ChunkFrame
     from cso_jax.policies.agent import decide_absolutely
     from cso_jax.policies.interface import Sampling
 
     sampling = Sampling(manifest.sampling["temperature"], int(manifest.sampling["top_k"]))
-    frame = None if manifest.action.frame is None else ChunkFrame(**vars(manifest.action.frame))
+    frame = _frame_of(manifest)
     low, high = (np.asarray(bound, np.float32) for bound in (manifest.action.low, manifest.action.high))
 
     def act(parameters, observation, task, episode_keys, decision_index):
@@ -65,6 +64,13 @@ def make_act(policy: Any, like: Mapping[str, Any], manifest: Manifest) -> Act:
     return act
 
 
+def _frame_of(manifest: Manifest) -> Any:
+    """The `ChunkFrame` that the policy's chunks are in, None for absolute ones."""
+    from cso_jax.envs.protocol import ChunkFrame
+
+    return None if manifest.action.frame is None else ChunkFrame(**vars(manifest.action.frame))
+
+
 def rebuilt_act(config_text: str, parameters: Mapping[str, np.ndarray], manifest: Manifest) -> Act:
     """`act` from the config that the policy was made with and the policy's code: no training code, but flax.
 
@@ -82,12 +88,15 @@ def rebuilt_act(config_text: str, parameters: Mapping[str, np.ndarray], manifest
             entry.name: (entry.shape[0], entry.shape[1], 3) for entry in manifest.observation if entry.kind == "image"
         },
         action_dim=manifest.action.dim,
+        frame=_frame_of(manifest),
     )
     vectors = parameters.get("task_embedding")
     size = 0 if vectors is None else vectors.shape[1]
     if manifest.stage == "reference":
-        chunk_length = config.autoencoder.chunk_length
-        policy: Any = bc.of_section(config, "reference", chunk_length, spec, len(manifest.tasks), size)
+        wants = policies.build(config, spec, len(manifest.tasks), size).wants
+        policy: Any = bc.of_section(
+            config, "reference", wants.chunk_length, spec, len(manifest.tasks), size, history=wants.history
+        )
     else:
         policy = policies.build(config, spec, len(manifest.tasks), size)
     like = jax.eval_shape(functools.partial(policy.init, jax.random.key(0), spec, vectors))

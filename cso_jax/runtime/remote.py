@@ -15,7 +15,6 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -63,7 +62,7 @@ class _Link(Protocol):
     metadata: dict[str, Any]
 
     def ask(self, observation: dict[str, Any], sentence: str, task: str, first: bool, number: int) -> np.ndarray:
-        """Actions `[T, A]`. Raises RemoteError, _Lost."""
+        """Actions `[T, A]` in the episode of that number. Raises RemoteError, _Lost."""
 
     def close(self) -> None: ...
 
@@ -164,10 +163,11 @@ class RemoteActor:
     def __init__(self, remote: Remote, sentences: Mapping[str, str], *, episodes: int, action_dim: int) -> None:
         """`sentences` by task; at most `episodes` run at a time. Raises RemoteError where there is no such server."""
         self.remote = remote
-        self._sentences, self._limit, self._action_dim = sentences, max(1, episodes), action_dim
-        self._links: OrderedDict[bytes, _Link] = OrderedDict()
+        self._sentences, self._action_dim = sentences, action_dim
+        self._links: dict[bytes, tuple[_Link, int]] = {}
         self._begun = 0
-        self._pool = concurrent.futures.ThreadPoolExecutor(self._limit)
+        self._closed = False
+        self._pool = concurrent.futures.ThreadPoolExecutor(max(1, episodes))
         probe = self._connected()
         self.metadata = {key: value for key, value in probe.metadata.items() if key != "manifest"}
         manifest = probe.metadata.get("manifest") if probe.metadata.get("protocol") == PROTOCOL else None
@@ -187,35 +187,47 @@ class RemoteActor:
         asked = {}
         for name, number in rows.items():
             first = bool(decision_index[number] == 0)
-            if first and name in self._links:  # an episode that is run again
-                self._links.pop(name).close()
-            self._link(name)
+            if first:
+                self.ended(keys[number])  # where an episode is run again
+                self._links[name] = (self._connected(), self._begun)
+                self._begun += 1
+            elif name not in self._links:
+                raise RemoteError(f"{self.remote.url}: an episode goes on that was not begun here")
             row = {entry: value[number] for entry, value in observations.items()}
             asked[name] = self._pool.submit(self._ask, name, row, tasks[number], first)
         found = {name: future.result() for name, future in asked.items()}
         return np.stack([found[name] for name in names]), {}
 
+    def ended(self, key: np.ndarray) -> None:
+        """The episode of this key has ended: so does its connection."""
+        found = self._links.pop(np.ascontiguousarray(key).tobytes(), None)
+        if found is not None:
+            found[0].close()
+
     def close(self) -> None:
         """End all connections."""
+        self._closed = True
         self._pool.shutdown(wait=False, cancel_futures=True)
-        for link in self._links.values():
+        for link, _ in self._links.values():
             link.close()
         self._links.clear()
 
     def _ask(self, key: bytes, row: Mapping[str, np.ndarray], task: str, first: bool) -> np.ndarray:
         observation = MAPPINGS[self.remote.mapping](row)
+        link, number = self._links[key]
         until = time.monotonic() + self.remote.patience_s
         while True:
             try:
-                actions = self._links[key].ask(observation, self._sentences[task], task, first, self._begun)
+                actions = link.ask(observation, self._sentences[task], task, first, number)
                 break
             except _Lost as lost:
-                if not first or time.monotonic() > until:
+                if not first or self._closed or time.monotonic() > until:
                     raise RemoteError(
                         f"{self.remote.url}: the connection was lost in an episode ({lost}); the same command goes on "
                         "with the episodes that are missing"
                     ) from None
-                self._links[key] = self._connected()
+                link = self._connected()
+                self._links[key] = (link, number)
         if actions.ndim != 2 or actions.shape[1] != self._action_dim or len(actions) < self.execute:
             raise RemoteError(
                 f"{self.remote.url}: expected at least {self.execute} actions of {self._action_dim} numbers, found "
@@ -228,22 +240,13 @@ class RemoteActor:
             chosen[:, -1] = -chosen[:, -1]
         return chosen
 
-    def _link(self, key: bytes) -> _Link:
-        if key not in self._links:
-            while len(self._links) >= self._limit:
-                self._links.popitem(last=False)[1].close()  # the episode that was longest not heard of has ended
-            self._links[key] = self._connected()
-            self._begun += 1
-        self._links.move_to_end(key)
-        return self._links[key]
-
     def _connected(self) -> _Link:
         until, wait = time.monotonic() + self.remote.patience_s, _FIRST_WAIT_S
         while True:
             try:
                 return DIALECTS[self.remote.dialect](self.remote)
             except (_Lost, OSError, TimeoutError, InvalidHandshake) as error:
-                if time.monotonic() + wait > until:
+                if self._closed or time.monotonic() + wait > until:
                     why = " ".join(str(error).split())[:120]
                     raise RemoteError(
                         f"{self.remote.url}: no policy server ({why}); start it, or check host and port"
@@ -255,8 +258,9 @@ class RemoteActor:
 def _opened(remote: Remote) -> ClientConnection:
     try:
         return connect(
-            remote.url, compression=None, max_size=_LARGEST, open_timeout=10.0, close_timeout=1.0, proxy=None
-        )
+            remote.url, compression=None, max_size=_LARGEST, open_timeout=10.0, close_timeout=1.0, proxy=None,
+            ping_interval=None,  # a server that compiles answers nothing meanwhile; timeout_s is what counts
+        )  # fmt: skip
     except (InvalidURI, ValueError) as error:
         raise RemoteError(f"{remote.url}: expected ws://HOST:PORT ({error})") from None
 

@@ -24,10 +24,11 @@ def problems(config: ConfigDict) -> list[str]:
     settings = config.codebook
     if settings.action_weight <= 0:
         found.append(f"config.codebook.action_weight must be positive; got {settings.action_weight}")
-    if settings.action_weight != 1.0 and settings.weighted_actions > config.autoencoder.chunk_length:
+    chunk_length = config.policy.get("chunk_length", config.autoencoder.chunk_length)
+    if settings.action_weight != 1.0 and settings.weighted_actions > chunk_length:
         found.append(
-            f"config.codebook.weighted_actions is {config.codebook.weighted_actions}, but a chunk has "
-            f"{config.autoencoder.chunk_length} actions"
+            f"config.codebook.weighted_actions is {config.codebook.weighted_actions}, but a chunk has {chunk_length} "
+            "actions"
         )
     if settings.squared_weight < 0:
         found.append(f"config.codebook.squared_weight must not be negative; got {settings.squared_weight}")
@@ -52,7 +53,7 @@ def run_stage(run: Run) -> None:
     variables = run.fresh_variables(run.key("init"))
     policy, codes = run.skill_policy, run.skill_policy.codes
     weight = objectives.first_actions_weight(
-        chunk_length, actions=min(settings.weighted_actions, chunk_length), weight=settings.action_weight
+        chunk_length, actions=settings.weighted_actions, weight=settings.action_weight
     )
     loss = functools.partial(
         policy.codebook_loss,

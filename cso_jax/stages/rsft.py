@@ -176,7 +176,7 @@ def _stored(record: EpisodeRecord) -> store.StoredEpisode:
         if name in record.decisions:
             arrays[column] = record.decisions[name]
     assert record.observations is not None
-    return store.StoredEpisode(record.request.init.name, record.observations, arrays)
+    return store.StoredEpisode(record.request.init.name, record.observations, arrays, {"steps": record.steps})
 
 
 def success_rows(run: Run) -> Rows:
@@ -200,15 +200,20 @@ def success_rows(run: Run) -> Rows:
 
 
 def _executed_chunks(run: Run, episodes: Sequence[store.StoredEpisode]) -> np.ndarray:
-    """Chunks `[N, T, A]` from every decision on, of the actions `[E, A]` that were executed of each."""
+    """Chunks `[N, T, A]` from every decision on, of what was executed: up to the episode's end, clipped to [-1, 1]."""
     frame, horizon = run.spec.frame, run.config.execution_horizon
-    seen = []
-    if frame is not None:
-        seen = [episode.observations[frame.key] for episode in episodes]
-        seen = [np.repeat(entry[:, -1] if entry.ndim == 3 else entry, horizon, axis=0) for entry in seen]
-    actions = [episode.arrays["actions"].reshape(-1, run.spec.action_dim) for episode in episodes]
+    actions, seen, rows, first = [], [], [], 0
+    for episode in episodes:
+        decided = episode.arrays["actions"]
+        steps = int(episode.attributes.get("steps", len(decided) * horizon))
+        actions.append(np.clip(decided.reshape(-1, run.spec.action_dim), -1.0, 1.0)[:steps])
+        if frame is not None:
+            entry = episode.observations[frame.key]
+            seen.append(np.repeat(entry[:, -1] if entry.ndim == 3 else entry, horizon, axis=0)[:steps])
+        rows.append(first + horizon * np.arange(len(decided)))
+        first += len(actions[-1])
     windows = ChunkWindows(actions, run.policy.wants.chunk_length, frame=frame, seen=seen)
-    return windows.take(np.arange(0, len(windows), horizon))
+    return windows.take(np.concatenate(rows))
 
 
 def _batches(run: Run, successes: Rows):

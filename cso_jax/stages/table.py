@@ -79,8 +79,8 @@ STAGES = {
         ),
         Stage(
             "reference", "behaviour cloning", reference.run_stage, reference.problems, lambda config: ("demos",),
-            ("reference", "demos", "autoencoder.chunk_length", "encoder.task_embedding", "encoder.image_width",
-             "encoder.norm", "imitation.validation_fraction", "execution_horizon"),
+            ("reference", "demos", "policy", "autoencoder.chunk_length", "encoder.task_embedding",
+             "encoder.image_width", "encoder.norm", "imitation.validation_fraction", "execution_horizon"),
             ("checkpoints/reference",), {"reference": "Behaviour cloning"},
         ),
         Stage(

@@ -33,7 +33,7 @@ def has_spo(kind: str) -> bool:
 
 
 class Cost(NamedTuple):
-    """Parameters that act, and the median milliseconds of a decision for one episode."""
+    """Trained parameters, and the median milliseconds of a decision for one episode."""
 
     parameters: int
     decision_ms: float
@@ -44,9 +44,9 @@ def cost_of(workdir: Path, stage: str = "imitation") -> Cost:
     run = cascade.open_run(configs.from_json((workdir / "config.json").read_text()), workdir)
     try:
         variables = run.variables(stage)
-        kept = {"normaliser", "task_embedding", "batch_stats", *(("network",) if "average" in variables else ())}
-        acting = [tree for part, tree in variables.items() if part not in kept]
-        size = sum(np.size(leaf) for leaf in jax.tree.leaves(acting))
+        stages = [name for name in ("codebook", "imitation") if name in policies.stages_of(run.config)]
+        trained = dict.fromkeys(part for name in stages for part in run.policy.trained_parts(name, run.config))
+        size = sum(np.size(leaf) for leaf in jax.tree.leaves([variables[part] for part in trained]))
         agent = run.agent(variables).on_device()
         steps = () if run.policy.wants.history == 1 else (run.policy.wants.history,)
         row = {name: np.zeros((1, *steps, width), np.float32) for name, width in run.spec.lowdim.items()}

@@ -118,7 +118,9 @@ def _base_plan(options: Options, common: Mapping[str, str], seed: int) -> Plan:
 
 def _refuse_another_config(workdir: Path, config: ConfigDict) -> None:
     stored = workdir / "config.json"
-    if stored.exists() and (different := configs.differences(json.loads(stored.read_text()), config)):
+    different = configs.differences(json.loads(stored.read_text()), config) if stored.exists() else {}
+    different.pop("reference.enabled", None)  # of before bases had the references: the run adds them
+    if different:
         first = next(iter(different.values()))
         raise configs.ConfigError(f"{workdir} was made with another suite or scale ({first}); use another --out")
 

@@ -33,7 +33,7 @@ def test_a_step_by_hand():
     np.testing.assert_allclose(diffusion.ddim_step(x, 2.0, 0.25, 0.64, 1.0), [[[0.8 * 0.4 + 0.6 * 2]]], rtol=1e-6)
     # Clipped, x0 is 0.3; the last step goes to abar 1, the chunk itself.
     np.testing.assert_allclose(diffusion.ddim_step(x, 2.0, 0.25, 1.0, 0.3), [[[0.3]]], rtol=1e-6)
-    np.testing.assert_allclose(diffusion.ddim_step(x, 2.0, 0.25, 1.0, 0.0), [[[0.4]]], rtol=1e-6)
+    np.testing.assert_allclose(diffusion.ddim_step(x, 2.0, 0.25, 1.0), [[[0.4]]], rtol=1e-6)
 
 
 @pytest.mark.slow

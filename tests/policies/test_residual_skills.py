@@ -72,6 +72,8 @@ def test_focal_by_hand():
     # p = 0.25: 0.75^2 * log 4; gamma 0 is the negative log-likelihood.
     np.testing.assert_allclose(focal(jnp.log(0.25), 2.0), 0.75**2 * np.log(4), rtol=1e-6)
     np.testing.assert_allclose(focal(jnp.log(0.25), 0.0), np.log(4), rtol=1e-6)
+    # Where p is 1 the gradient is that of -log p, or none.
+    assert jax.grad(focal)(0.0, 0.0) == -1.0 and abs(jax.grad(focal)(0.0, 2.0)) < 1e-6
 
 
 # ---------------------------------------------------------------------------------------------------------- the policy

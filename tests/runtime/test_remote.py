@@ -29,13 +29,14 @@ def cloned(tmp_path_factory):
 
 
 @pytest.mark.parametrize("dialect", ["openpi", "vla-eval"])
-def test_remote_evaluation_is_the_evaluation_in_this_process(cloned, tmp_path, dialect):
+def test_remote_evaluation_is_the_evaluation_in_this_process(cloned, tmp_path, dialect, capsys):
     from cso_jax.runtime import artifact
 
     workdir, folder = cloned
     with running(artifact.load(folder), dialect=dialect, max_clients=64) as server:
         arguments = [f"--config={CONFIG}", f"--policy={server.url}", f"--dialect={dialect}", f"--workdir={tmp_path}"]
-        assert evaluate.main([*arguments, "--config.policy.name=bc", "--config.policy.chunk_length=8"]) == 0
+        own = ["--config.policy.name=bc", "--config.policy.chunk_length=8"]
+        assert evaluate.main([*arguments, *own]) == 0
     there = read_jsonl(tmp_path / "evaluation_remote.jsonl")
     here = [row for row in read_jsonl(workdir / "episodes.jsonl") if row["stage"] == "imitation"]
 
@@ -45,6 +46,9 @@ def test_remote_evaluation_is_the_evaluation_in_this_process(cloned, tmp_path, d
     assert len(here) == 12 and outcomes(there) == outcomes(here)
     assert len({row["success"] for row in here}) == 2  # else it would not tell one policy from another
     assert {row["dialect"] for row in there} == {dialect} and all(row["server"] for row in there)
+    with running(artifact.load(folder), dialect=dialect) as server:  # another address: these rows are not its own
+        assert evaluate.main([*arguments[:1], f"--policy={server.url}", *arguments[2:], *own]) == 1
+    assert "holds episodes with policy" in capsys.readouterr().err
 
 
 # ----------------------------------------------------------------------------------------------- somebody else's server
@@ -84,7 +88,7 @@ def foreign(answer):
         thread.join(10)
 
 
-def acted(url, *, rows=2, index=0, **values):
+def acted(url, *, rows=2, **values):
     actor = RemoteActor(Remote(url, timeout_s=5.0, patience_s=0.5, **values), {"a": "do a"}, episodes=4, action_dim=7)
     observations = {
         "agentview_rgb": np.arange(rows * 8 * 8 * 3, dtype=np.uint8).reshape(rows, 8, 8, 3),
@@ -95,7 +99,7 @@ def acted(url, *, rows=2, index=0, **values):
     }
     keys = np.array([[0, number % 2] for number in range(rows)], np.uint32)
     try:
-        return actor(observations, keys, np.full(rows, index), ("a",) * rows)[0]
+        return actor(observations, keys, np.zeros(rows, int), ("a",) * rows)[0]
     finally:
         actor.close()
 
@@ -110,6 +114,23 @@ def test_what_a_libero_policy_is_sent():
     # Turned by 180 degrees: the last pixel comes first.
     pixels = np.arange(2 * 192, dtype=np.uint8).reshape(2, 8, 8, 3)
     assert {tuple(r["observation/image"][0, 0]) for r in seen} == {tuple(image[-1, -1]) for image in pixels}
+
+
+def test_an_episode_has_its_own_connection_until_it_ends():
+    with foreign(lambda request: {"actions": np.zeros((5, 7))}) as (url, _):
+        actor = RemoteActor(Remote(url), {"a": "do a"}, episodes=4, action_dim=7)
+        keys = np.array([[0, 0], [0, 1]], np.uint32)
+        row = {"x": np.zeros((2, 2), np.float32)}
+        actor(row, keys, np.zeros(2, int), ("a", "a"))
+        first, second = (link for link, _ in actor._links.values())
+        actor(row, keys, np.ones(2, int), ("a", "a"))
+        assert [link for link, _ in actor._links.values()] == [first, second] and first is not second
+        actor.ended(keys[0])
+        assert [link for link, _ in actor._links.values()] == [second]
+        with pytest.raises(RemoteError, match="goes on that was not begun here"):
+            actor(row, keys, np.ones(2, int), ("a", "a"))
+        actor(row, keys, np.zeros(2, int), ("a", "a"))  # run again from its beginning
+        actor.close()
 
 
 def test_an_image_keeps_its_proportions():
@@ -137,7 +158,7 @@ def test_rows_that_are_padding_are_not_asked_for():
 )
 def test_a_server_that_answers_something_else_is_one_line(answer, says):
     with foreign(answer) as (url, _), pytest.raises(RemoteError, match=says) as caught:
-        acted(url, mapping="libero", rows=1, index=1)
+        acted(url, mapping="libero", rows=1)
     assert "\n" not in str(caught.value)
 
 

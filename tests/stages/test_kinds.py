@@ -45,6 +45,9 @@ def test_a_kind_goes_through_its_stages_and_resumes(kind, tmp_path):
     again = tmp_path / "again"
     shutil.copytree(whole, again)
     shutil.rmtree(again / "checkpoints" / "imitation" / "200")
+    for later in ("checkpoints/rsft", "checkpoints/spo", "rsft"):
+        shutil.rmtree(again / later, ignore_errors=True)
+    (again / "episodes.jsonl").unlink()
     assert main.main(arguments(kind, again)) == 0
     for stage in stages:
         before, after = policy_of(whole, stage), policy_of(again, stage)

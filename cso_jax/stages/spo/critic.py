@@ -39,6 +39,9 @@ def problems(settings: Any) -> list[str]:
 def start(run: Run, variables: Variables) -> Any:
     """Fresh parameters of a value head for the contexts of this policy."""
     observation: dict[str, Any] = placeholders(run.spec.lowdim, run.spec.images, 1)
+    history = run.policy.wants.history
+    if history > 1:
+        observation = {name: jnp.repeat(value[:, None], history, axis=1) for name, value in observation.items()}
     observation["task"] = jnp.zeros((1,), jnp.int32)
     context = jax.eval_shape(run.skill_policy.encode, variables, observation)
     return ValueHead().init(run.key("spo", CRITIC), jnp.zeros(context.shape, jnp.float32))["params"]
