@@ -2,7 +2,9 @@
 
     python -m cso_jax.main --config=configs/libero_spatial_state.py --workdir=runs/libero_spatial_state
 
-The values are those found on LIBERO-Object; no run of this config has been measured yet.
+Scripted demonstrations, evaluation from the benchmark's initial states. Seed 1, n = 200 per stage, 95 % intervals:
+imitation, R-SFT and SPO 86.5 % [81.1, 90.6] each; behaviour cloning on the same demonstrations 90.5 % [85.6, 93.8], its
+chunks through the codebook 85.5 % [80.0, 89.7]: docs/results.md.
 """
 
 from cso_jax import defaults

@@ -140,16 +140,17 @@ def draw(path: Path, rows: Rows, suites: Sequence[str]) -> None:
     """Bars of the methods by suite with their intervals, after Figure 2; only suites with results are drawn."""
     suites = [suite for suite in suites if any(rows.get((method, suite)) for method in METHODS)]
     drawn, (axes,) = plots.figure(1, width=3.0 + 1.4 * len(suites))
-    width = 0.8 / len(METHODS)
-    for number, (method, label) in enumerate(METHODS.items()):
+    methods = [method for method in METHODS if any(rows.get((method, suite)) for suite in suites)]
+    width = 0.8 / max(len(methods), 1)
+    for number, method in enumerate(methods):
         made = [(x, s) for x, suite in enumerate(suites) if (s := summarise(rows.get((method, suite), [])))]
         rates = [s.successes / s.episodes for _, s in made]
         below = [100 * max(0.0, rate - s.low) for rate, (_, s) in zip(rates, made, strict=True)]
         above = [100 * max(0.0, s.high - rate) for rate, (_, s) in zip(rates, made, strict=True)]
         axes.bar(
-            [x + (number - (len(METHODS) - 1) / 2) * width for x, _ in made],
-            [100 * rate for rate in rates], width, color=plots.COLOURS[number], label=label if made else None,
-            yerr=[below, above] if made else None, error_kw={"linewidth": 0.8},
+            [x + (number - (len(methods) - 1) / 2) * width for x, _ in made],
+            [100 * rate for rate in rates], width, color=plots.COLOURS[list(METHODS).index(method)],
+            label=METHODS[method], yerr=[below, above], error_kw={"linewidth": 0.8},
         )  # fmt: skip
     axes.set_xticks(range(len(suites)), [column(suite) for suite in suites])
     axes.set(ylabel="success %, 95 % interval", ylim=(0, 100), xlim=(-0.5, max(len(suites), 1) - 0.5))
