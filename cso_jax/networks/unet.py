@@ -1,5 +1,8 @@
 """The conditional 1-D U-Net of Diffusion Policy (Chi et al. 2023, `ConditionalUnet1D`): convolutions over time.
 
+Convolutions are products of rows that hold a window each: XLA's own, and above all their gradients, take many times as
+long on a CPU.
+
 Letters: B batch, T time (a multiple of 2 for every level but the last), A channels in and out, G size of the condition.
 """
 
@@ -9,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from cso_jax.networks.transformer import Linear
+from cso_jax.networks.transformer import Linear, torch_kernel_init
 
 
 def step_embedding(steps: jax.Array, width: int) -> jax.Array:
@@ -18,6 +21,40 @@ def step_embedding(steps: jax.Array, width: int) -> jax.Array:
     frequency = jnp.asarray(np.exp(-np.log(10_000) * np.arange(half) / (half - 1)), jnp.float32)
     angle = steps[:, None].astype(jnp.float32) * frequency
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=-1)
+
+
+class _Convolution(nn.Module):
+    """Every `stride`-th window of `kernel` steps, zeros beyond the ends: `[B, T, C] -> [B, T / stride, features]`."""
+
+    features: int
+    kernel: int
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        length, side = x.shape[1], self.kernel // 2
+        padded = jnp.pad(x, ((0, 0), (side, side), (0, 0)))
+        windows = [padded[:, start : start + length : self.stride] for start in range(self.kernel)]
+        return Linear(self.features, name="linear")(jnp.concatenate(windows, axis=-1))
+
+
+class _Growth(nn.Module):
+    """The transposed convolution of four taps and stride two: `[B, T, C] -> [B, 2 T, features]`.
+
+    Step 2t is made of steps t - 1 and t, step 2t + 1 of t and t + 1.
+    """
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        before = jnp.pad(x, ((0, 0), (1, 0), (0, 0)))[:, :-1]
+        after = jnp.pad(x, ((0, 0), (0, 1), (0, 0)))[:, 1:]
+        kernel = self.param("kernel", torch_kernel_init, (4 * x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        even, odd = jnp.split(kernel, 2)
+        steps = [jnp.concatenate([before, x], axis=-1) @ even, jnp.concatenate([x, after], axis=-1) @ odd]
+        return jnp.stack(steps, axis=2).reshape(len(x), 2 * x.shape[1], self.features) + bias
 
 
 class _Block(nn.Module):
@@ -29,7 +66,7 @@ class _Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = nn.Conv(self.features, (self.kernel,), padding=self.kernel // 2, name="conv")(x)
+        x = _Convolution(self.features, self.kernel, name="conv")(x)
         x = nn.GroupNorm(num_groups=self.groups, epsilon=1e-5, use_fast_variance=False, name="norm")(x)
         return jax.nn.mish(x)
 
@@ -48,7 +85,7 @@ class _Residual(nn.Module):
         scale, shift = jnp.split(film[:, None], 2, axis=-1)
         y = _Block(self.features, self.kernel, self.groups, name="block_2")(scale * y + shift)
         if x.shape[-1] != self.features:
-            x = nn.Conv(self.features, (1,), name="shortcut")(x)
+            x = Linear(self.features, name="shortcut")(x)
         return x + y
 
 
@@ -74,13 +111,13 @@ class UNet1D(nn.Module):
             x = _Residual(width, *sizes, name=f"down_{level}_2")(x, given)
             skipped.append(x)
             if level < len(self.widths) - 1:
-                x = nn.Conv(width, (3,), (2,), padding=1, name=f"shrink_{level}")(x)
+                x = _Convolution(width, 3, 2, name=f"shrink_{level}")(x)
         for number in (1, 2):
             x = _Residual(self.widths[-1], *sizes, name=f"middle_{number}")(x, given)
         for level, width in reversed(list(enumerate(self.widths[:-1]))):
             x = jnp.concatenate([x, skipped[level + 1]], axis=-1)
             x = _Residual(width, *sizes, name=f"up_{level}_1")(x, given)
             x = _Residual(width, *sizes, name=f"up_{level}_2")(x, given)
-            x = nn.ConvTranspose(width, (4,), (2,), padding="SAME", name=f"grow_{level}")(x)
+            x = _Growth(width, name=f"grow_{level}")(x)
         x = _Block(self.widths[0], *sizes, name="last")(x)
-        return nn.Conv(channels, (1,), name="out")(x)
+        return Linear(channels, name="out")(x)

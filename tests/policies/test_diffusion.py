@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from support.policies import EMBEDDING, PIXELS, STATE, check_interface, config_of, decide, overfit, rows_of
 
 from cso_jax import policies
 from cso_jax.envs.protocol import EnvSpec
+from cso_jax.networks import unet
 from cso_jax.policies import diffusion
 from cso_jax.policies.interface import Sampling
 
@@ -34,6 +36,25 @@ def test_a_step_by_hand():
     # Clipped, x0 is 0.3; the last step goes to abar 1, the chunk itself.
     np.testing.assert_allclose(diffusion.ddim_step(x, 2.0, 0.25, 1.0, 0.3), [[[0.3]]], rtol=1e-6)
     np.testing.assert_allclose(diffusion.ddim_step(x, 2.0, 0.25, 1.0), [[[0.4]]], rtol=1e-6)
+
+
+def test_convolutions_are_those_of_the_library():
+    x = jax.random.normal(jax.random.key(0), (2, 6, 3))
+    for stride in (1, 2):
+        own = unet._Convolution(5, 3, stride)
+        params = own.init(jax.random.key(1), x)["params"]["linear"]
+        theirs = nn.Conv(5, (3,), (stride,), padding=1)
+        kernel = params["kernel"].reshape(3, 3, 5)
+        expected = theirs.apply({"params": {"kernel": kernel, "bias": params["bias"]}}, x)
+        np.testing.assert_allclose(own.apply({"params": {"linear": params}}, x), expected, atol=1e-5)
+    own = unet._Growth(5)
+    params = own.init(jax.random.key(1), x)["params"]
+    # Taps of the transposed convolution in the order of the library: the step it reaches furthest back first.
+    taps = params["kernel"].reshape(4, 3, 5)
+    kernel = jnp.stack([taps[0], taps[2], taps[1], taps[3]])
+    theirs = nn.ConvTranspose(5, (4,), (2,), padding="SAME")
+    expected = theirs.apply({"params": {"kernel": kernel, "bias": params["bias"]}}, x)
+    np.testing.assert_allclose(own.apply({"params": params}, x), expected, atol=1e-5)
 
 
 @pytest.mark.slow
