@@ -76,6 +76,20 @@ def by_sentence(config):
     config.encoder.task_embedding_file = weights
 
 
+def small_residual_skills(config):
+    """Sizes for a CPU of a policy whose skills are codes of a residual codebook (`vqbet`, `star`)."""
+    config.policy.chunk_length = 8
+    config.policy.history = 2
+    config.policy.latent = 64
+    config.policy.width = 64
+    config.policy.layers = 2
+    config.policy.heads = 4
+    config.policy.out = 128
+    config.policy.hidden = (256, 256)
+    config.policy.dropout = 0.0
+    config.codebook.learning_rate = 1e-3
+
+
 def batches(config, size):
     """Imitation and R-SFT on batches of `size`."""
     config.imitation.batch_size = size

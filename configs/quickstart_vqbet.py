@@ -7,19 +7,10 @@ Networks are smaller than the published ones; docs/policies.md says what was mea
 
 from cso_jax import defaults
 
-from . import quickstart
+from . import common, quickstart
 
 
 def get_config():
     config = defaults.with_policy(quickstart.get_config(), "vqbet")
-    config.policy.chunk_length = 8
-    config.policy.history = 2
-    config.policy.latent = 64
-    config.policy.width = 64
-    config.policy.layers = 2
-    config.policy.heads = 4
-    config.policy.out = 128
-    config.policy.hidden = (256, 256)
-    config.policy.dropout = 0.0
-    config.codebook.learning_rate = 1e-3
+    common.small_residual_skills(config)
     return config
