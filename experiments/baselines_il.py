@@ -1,23 +1,21 @@
 """Imitation policies on the same demonstrations: the upper rows of Table 1.
 
-Behaviour cloning by an MLP, ResNet-T, Diffusion Policy, ACT, VQ-BeT, a STAR-style policy and QueST, before any rollout
-of their own. Networks have the sizes of configs/quickstart_<kind>.py, all else is the suite's. Training seconds are
-those of the policy's own stages up to imitation; a decision is timed alone, for one episode. The runs go on to R-SFT
-and SPO, since they are those of other_bases.py too.
+Behaviour cloning by an MLP, ResNet-T, Diffusion Policy, ACT, an MDT-style policy, VQ-BeT, a STAR-style policy and
+QueST, before any rollout of their own. Networks have the sizes of configs/quickstart_<kind>.py, all else is the
+suite's. Training seconds are those of the policy's own stages up to imitation; a decision is timed alone, for one
+episode. The runs go on to R-SFT and SPO, since they are those of other_bases.py too.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
+import cited
 from harness import kinds, runner, variants
 from harness.tables import Table, count_text, difference, difference_text, interval_text, success_text, summarise
 from harness.variants import Variant
 from ml_collections import ConfigDict
 
 _REFERENCE = "imitation"
-PAPER = {
-    "resnet_t": "63.1", "diffusion": "59.5", "act": "67.7", "vqbet": "75.0", "star": "94.3", "imitation": "80.1",
-}  # fmt: skip
 
 
 def rows(config: ConfigDict) -> Sequence[Variant]:
@@ -25,10 +23,10 @@ def rows(config: ConfigDict) -> Sequence[Variant]:
     cloning = (Variant("reference", "behaviour cloning (MLP)", {}, stage="reference"),)
     others = tuple(
         Variant(kind, label, kinds.changes_of(kind) | ({"spo.enabled": True} if kinds.has_spo(kind) else {}),
-                stage="imitation", paper={"four suites": PAPER[kind]})
+                stage="imitation", paper={"four suites": cited.four_suites(kind)})
         for kind, label in kinds.LABELS.items()
     )  # fmt: skip
-    quest = variants.imitation(**{"four suites": PAPER["imitation"]})
+    quest = variants.imitation(**{"four suites": cited.four_suites("imitation")})
     return (*(cloning if config.reference.enabled else ()), *others, quest)
 
 

@@ -1,8 +1,10 @@
 """Success of every method on every suite beside the paper: Table 1 and Figure 2, from runs that have finished.
 
-Runs nothing. Reads what one_suite.py, components.py and baselines_rl.py left in OUT/<suite>/ for each suite, and for
-suites from state the results.json of ordinary runs of a config in OUT/<suite>/main/seed_<S>/. What is missing is shown
-as missing, and the note says why. The suites are those from state unless --suite names others.
+Runs nothing. Reads what one_suite.py, components.py, baselines_il.py and baselines_rl.py left in OUT/<suite>/ for each
+suite; for suites from state the results.json of ordinary runs of a config in OUT/<suite>/main/seed_<S>/; and in
+OUT/<suite>/remote/<method>/ the rows of `cso_jax.evaluate --policy=ws://...`, the method being octo, openvla, dita, pi0
+or pi0_fast. What is missing is shown as missing, and the note says why. The suites are those from state unless --suite
+names others.
 """
 
 import inspect
@@ -11,6 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import cited
 from harness import plots, results
 from harness.options import DEFAULT_SUITE, SCALES, parse_seeds
 from harness.tables import Table, count_text, interval_text, summarise
@@ -32,27 +35,19 @@ COLUMNS = {
 STATE = "_state"
 SUITES = tuple(name + STATE for name in COLUMNS)
 METHODS = {
-    "reference": "behaviour cloning", "ceiling": "its chunks through the codebook", "imitation": "imitation (QueST)",
+    "octo": "Octo", "openvla": "OpenVLA", "dita": "Dita", "pi0": "π₀", "pi0_fast": "π₀ + FAST",
+    "reference": "behaviour cloning", "ceiling": "its chunks through the codebook",
+    "resnet_t": "ResNet-T", "diffusion": "Diffusion Policy", "act": "ACT", "mdt": "MDT-style", "vqbet": "VQ-BeT",
+    "star": "STAR-style", "imitation": "imitation (QueST)",
     "rsft": "R-SFT only", "reinforce": "REINFORCE", "grape": "GRAPE", "ript": "RIPT", "spo-only": "SPO only",
     "spo": "CSO",
 }  # fmt: skip
-PAPER = {
-    ("imitation", "libero_object"): "90.0 ± 1.1", ("imitation", "libero_spatial"): "84.5 ± 0.2",
-    ("imitation", "libero_goal"): "76.7 ± 0.9", ("imitation", "libero_long"): "69.1 ± 1.0",
-    ("imitation", "libero_90"): "88.6", ("imitation", "metaworld_ml45"): "85.0",
-    ("grape", "libero_object"): "92.1 ± 0.6", ("grape", "libero_spatial"): "88.5 ± 0.8",
-    ("grape", "libero_goal"): "83.1 ± 1.3", ("grape", "libero_long"): "57.2 ± 1.4",
-    ("ript", "libero_object"): "98.4 ± 0.3", ("ript", "libero_spatial"): "95.6 ± 0.4",
-    ("ript", "libero_goal"): "92.7 ± 0.5", ("ript", "libero_long"): "87.5 ± 0.6",
-    ("rsft", "libero_long"): "85.3", ("rsft", "libero_90"): "93.1",
-    ("spo-only", "libero_long"): "91.7", ("spo-only", "libero_90"): "95.3",
-    ("spo", "libero_object"): "98.6 ± 0.2", ("spo", "libero_spatial"): "98.0 ± 0.6",
-    ("spo", "libero_goal"): "97.4 ± 0.2", ("spo", "libero_long"): "96.0 ± 0.5",
-    ("spo", "libero_90"): "97.7", ("spo", "metaworld_ml45"): "97.3",
-}  # fmt: skip
-_SOURCES = ("one_suite", "components", "baselines_rl")
+_SOURCES = ("one_suite", "components", "baselines_il", "baselines_rl")
+_REMOTE = "evaluation_remote.jsonl"
 _NOTE = (
     "success % [95 % Wilson interval, all seeds pooled] episodes (seeds). -: not run, or not in the paper.\n"
+    "how: measured here; remote, by somebody else's server in the same episodes; cited, the paper's number alone "
+    "(experiments/cited.py).\n"
     "The paper's numbers are from two cameras and the official demonstrations, ours (state) from poses and scripted "
     "ones: compare the order of the\nrows, not the values. The paper's own 'Overall' averages four suites for CSO and "
     "RIPT and five, with LIBERO-90, for QueST's 81.5,\nwhich on the same four is 80.1."
@@ -70,7 +65,8 @@ def gather(out: Path, suites: Sequence[str], seeds: Sequence[int], scale: str) -
     for suite in suites:
         folder = out / f"{suite}{suffix}"
         made = [row for source in _SOURCES for row in read_jsonl(folder / source / "results.jsonl")]
-        for row in [*made, *(ordinary_runs(folder / "main", suite) if suite.endswith(STATE) else ())]:
+        own = ordinary_runs(folder / "main", suite) if suite.endswith(STATE) else ()
+        for row in [*made, *own, *remote_runs(folder / "remote", suite)]:
             cell = found.setdefault((row["variant"], suite), [])
             if row["seed"] in seeds and all(row["seed"] != other["seed"] for other in cell):
                 cell.append(row)
@@ -94,6 +90,26 @@ def ordinary_runs(folder: Path, suite: str) -> Iterator[results.Row]:
                 }  # fmt: skip
 
 
+def remote_runs(folder: Path, suite: str) -> Iterator[results.Row]:
+    """A row for every seed of every method that a server was asked for, in `folder`/<method>."""
+    for path in sorted(folder.glob(f"*/{_REMOTE}")):
+        episodes = read_jsonl(path)
+        for seed in sorted({row["seed"] for row in episodes}):
+            success = [bool(row["success"]) for row in episodes if row["seed"] == seed]
+            yield {
+                "suite": suite, "variant": path.parent.name, "seed": seed, "remote": True,
+                "successes": sum(success), "episodes": len(success), "success": sum(success) / len(success),
+            }  # fmt: skip
+
+
+def how(method: str, rows: Rows, suites: Sequence[str]) -> str | None:
+    """Where a method's line is from: "measured", "remote" or "cited"."""
+    found = [row for suite in suites for row in rows.get((method, suite), [])]
+    if found:
+        return "remote" if all(row.get("remote") for row in found) else "measured"
+    return "cited" if any(paper(method, suite) for suite in suites) else None
+
+
 def column(suite: str) -> str:
     """What a suite's column is called."""
     own = suite.removesuffix(STATE)
@@ -102,15 +118,16 @@ def column(suite: str) -> str:
 
 def paper(method: str, suite: str) -> str | None:
     """The paper's number for a suite, whatever it is seen by."""
-    return PAPER.get((method, suite.removesuffix(STATE)))
+    row = cited.ROWS.get(method)
+    return row.success.get(suite.removesuffix(STATE)) if row else None
 
 
 def table_of(rows: Rows, suites: Sequence[str], missing: Sequence[str] = ()) -> Table:
     """Ours and the paper's column of every suite; `missing` are the reasons why suites have no cell."""
-    columns = [""] + [text for suite in suites for text in (column(suite), "paper")]
+    columns = ["", "how"] + [text for suite in suites for text in (column(suite), "paper")]
     lines = []
     for method, label in METHODS.items():
-        cells: list[str | None] = [label]
+        cells: list[str | None] = [label, how(method, rows, suites)]
         for suite in suites:
             cells += [cell_text(rows.get((method, suite), [])), paper(method, suite)]
         lines.append(cells)
@@ -149,7 +166,7 @@ def draw(path: Path, rows: Rows, suites: Sequence[str]) -> None:
         above = [100 * max(0.0, s.high - rate) for rate, (_, s) in zip(rates, made, strict=True)]
         axes.bar(
             [x + (number - (len(methods) - 1) / 2) * width for x, _ in made],
-            [100 * rate for rate in rates], width, color=plots.COLOURS[list(METHODS).index(method)],
+            [100 * rate for rate in rates], width, color=plots.COLOURS[number % len(plots.COLOURS)],
             label=METHODS[method], yerr=[below, above], error_kw={"linewidth": 0.8},
         )  # fmt: skip
     axes.set_xticks(range(len(suites)), [column(suite) for suite in suites])

@@ -14,6 +14,7 @@ POLICIES = {
     "act": "cso_jax.policies.act",
     "bc": "cso_jax.policies.bc",
     "diffusion": "cso_jax.policies.diffusion",
+    "mdt": "cso_jax.policies.mdt",
     "quest": "cso_jax.policies.quest.policy",
     "resnet_t": "cso_jax.policies.resnet_t",
     "star": "cso_jax.policies.star",

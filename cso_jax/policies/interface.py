@@ -31,13 +31,13 @@ class Wants(NamedTuple):
 
     `chunk_length`: actions from each step on. `history`: the last N simulator steps' observations, oldest first, with
     an axis of their own if N > 1. `target`: the column beside the observations in a batch of demonstrations, "skill"
-    `[B, K]` (the chunk, tokenised) or "chunk" `[B, T, A]`; `chunk_too`: both of them.
+    `[B, K]` (the chunk, tokenised) or "chunk" `[B, T, A]`; `chunk_in`: the stages in which there are both.
     """
 
     chunk_length: int
     history: int = 1
     target: Literal["skill", "chunk"] = "chunk"
-    chunk_too: bool = False
+    chunk_in: tuple[str, ...] = ()
 
 
 class Sampling(NamedTuple):

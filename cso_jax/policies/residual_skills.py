@@ -3,7 +3,8 @@
 VQ-BeT and STAR are this with different values (`vqbet.py`, `star.py`). A chunk is encoded by an MLP and quantised by Q
 codebooks; a transformer on the last N observations gives a distribution over the codes, all at once or one after the
 other, and an offset. Acting draws codes and adds the offset to their chunk. The offset is no part of the distribution:
-R-SFT and SPO refine the distribution over codes, and an offset that reads the same transformer moves along untrained.
+R-SFT trains it on what was executed, but SPO refines the distribution over codes, and the offset, which reads the same
+transformer, moves along untrained.
 
     codebook:  L1(decoded, chunk) + commit * sum_q mean |r_q - sg(e_q)|^2
     imitation: sum_q w_q * -(1 - p_q)^gamma log p_q  +  offset_weight * L1(decoded(drawn codes) + offset, chunk)
@@ -64,7 +65,9 @@ class ResidualSkillPolicy:
 
     @property
     def wants(self) -> Wants:
-        return Wants(self.autoencoder.chunk_length, history=self.inputs.history, target="skill", chunk_too=True)
+        return Wants(
+            self.autoencoder.chunk_length, history=self.inputs.history, target="skill", chunk_in=("imitation", "rsft")
+        )
 
     @property
     def codes(self) -> int:
@@ -153,7 +156,7 @@ class ResidualSkillPolicy:
     def loss(
         self, trainable: Variables, fixed: Variables, batch: Rows, key: jax.Array, *, augment_images: bool
     ) -> Loss:
-        """The focal loss of `skill` `[B, Q]`, and where there is `chunk` `[B, T, A]`, in imitation, the offset's."""
+        """The focal loss of `skill` `[B, Q]`, and the offset's where there is `chunk` `[B, T, A]`."""
         observation = _without_targets(batch)
         keys = jax.random.split(key, 4)
         if augment_images:

@@ -135,7 +135,7 @@ def _rows(run: Run, variables: Variables, chosen: Sequence[tuple[int, StoredEpis
     if wants.target == "skill":
         codebook = {part: jax.device_put(variables[part]) for part in run.skill_policy.codebook_parts}
         columns["skill"] = tokenise_all(run, codebook, windows)
-    if wants.target == "chunk" or wants.chunk_too:
+    if wants.target == "chunk" or "imitation" in wants.chunk_in:
         columns["chunk"] = windows
     return Rows(columns)
 

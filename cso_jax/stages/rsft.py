@@ -182,8 +182,9 @@ def _stored(record: EpisodeRecord) -> store.StoredEpisode:
 def success_rows(run: Run) -> Rows:
     """Every stored decision as a training row: observation columns, `task` [N], and the policy's target.
 
-    That is the `skill` [N, K], or for a policy without skills the `chunk` [N, T, A] of what was executed from there on.
+    That is the `skill` [N, K], for a policy that asks for it the `chunk` [N, T, A] of what was executed from there on.
     """
+    wants = run.policy.wants
     episodes = [episode for path in _parts(run) for episode in store.read(path, images=False)[0]]
     columns: dict = {
         name: np.concatenate([episode.observations[name] for episode in episodes]) for name in run.spec.lowdim
@@ -192,9 +193,9 @@ def success_rows(run: Run) -> Rows:
         columns[name] = StoredImages([episode.column(name) for episode in episodes])
     tasks = [run.tasks.index(episode.init.split(":")[1]) for episode in episodes]
     columns["task"] = np.repeat(np.array(tasks, np.int32), [len(episode) for episode in episodes])
-    if run.policy.wants.target == "skill":
+    if wants.target == "skill":
         columns["skill"] = np.concatenate([episode.arrays["skills"] for episode in episodes]).astype(np.int32)
-    else:
+    if wants.target == "chunk" or STAGE in wants.chunk_in:
         columns["chunk"] = _executed_chunks(run, episodes)
     return Rows(columns)
 
@@ -223,9 +224,10 @@ def _batches(run: Run, successes: Rows):
     own = BatchOrder(settings.batch_size - demonstrations, len(successes), run.seed(STAGE, "order"))
     if not demonstrations:
         return (lambda step: successes.take(own(step))), None
-    skills = run.policy.wants.target == "skill"
+    wants = run.policy.wants
+    skills = wants.target == "skill"
     training, validation = demonstration_rows(run, run.variables("codebook") if skills else run.variables("imitation"))
-    if validation is not None and skills:  # they are what is learnt here, whatever else demonstrations could teach
+    if validation is not None and skills and STAGE not in wants.chunk_in:  # skills are what is learnt here
         validation = Rows({name: column for name, column in validation.columns.items() if name != "chunk"})
     other = BatchOrder(demonstrations, len(training), run.seed(STAGE, "demonstrations"))
 

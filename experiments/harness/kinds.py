@@ -12,7 +12,8 @@ from cso_jax import cascade, policies
 from cso_jax import config as configs
 
 LABELS = {
-    "resnet_t": "ResNet-T", "diffusion": "Diffusion Policy", "act": "ACT", "vqbet": "VQ-BeT", "star": "STAR-style",
+    "resnet_t": "ResNet-T", "diffusion": "Diffusion Policy", "act": "ACT", "mdt": "MDT-style", "vqbet": "VQ-BeT",
+    "star": "STAR-style",
 }  # fmt: skip
 _CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 _DECISIONS = 50

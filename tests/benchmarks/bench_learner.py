@@ -75,7 +75,7 @@ def benchmark(path: str) -> list[tuple[str, float, float]]:
     batch = {name: rng.normal(size=(size, width)).astype(np.float32) for name, width in spec.lowdim.items()}
     batch |= {name: rng.integers(0, 256, (size, *shape), np.uint8) for name, shape in spec.images.items()}
     batch |= {"task": rng.integers(0, len(tasks), size).astype(np.int32), "skill": skills(size)}
-    if policy.wants.chunk_too:
+    if "imitation" in policy.wants.chunk_in:
         batch["chunk"] = rng.normal(size=(size, *chunks.shape[1:])).astype(np.float32)
     loss = functools.partial(policy.loss, augment_images=config.imitation.augment)
     update = learner.supervised_update(loss, optimiser, mesh)

@@ -130,9 +130,38 @@ def test_main_table_from_finished_runs(tmp_path, capsys):
     shown = capsys.readouterr().out
     lines = {line.split("  ")[0]: line.split() for line in shown.splitlines() if line}
     # Wilson of 18 of 20 and 5 of 10.
-    assert lines["CSO"][1:] == ["90.0", "[69.9,", "97.2]", "20", "(2)", "96.0", "±", "0.5", "-", "97.4", "±", "0.2"]
-    assert lines["RIPT"][1:] == ["50.0", "[23.7,", "76.3]", "10", "(1)", "87.5", "±", "0.6", "-", "92.7", "±", "0.5"]
-    assert lines["REINFORCE"][1:] == ["-"] * 4
+    assert lines["CSO"][1:] == [
+        "measured",
+        "90.0",
+        "[69.9,",
+        "97.2]",
+        "20",
+        "(2)",
+        "96.0",
+        "±",
+        "0.5",
+        "-",
+        "97.4",
+        "±",
+        "0.2",
+    ]
+    assert lines["RIPT"][1:] == [
+        "measured",
+        "50.0",
+        "[23.7,",
+        "76.3]",
+        "10",
+        "(1)",
+        "87.5",
+        "±",
+        "0.6",
+        "-",
+        "92.7",
+        "±",
+        "0.5",
+    ]
+    assert lines["REINFORCE"][1:] == ["-"] * 5
+    assert lines["Octo"][1:] == ["cited", "-", "51.1", "±", "1.3", "-", "84.6", "±", "0.9"]
     assert "Goal: " in shown and "has no results of" in shown and "Long: " not in shown
     assert (tmp_path / "main_table" / "success.png").exists()
     assert main_table.main(["--out=" + str(tmp_path / "nowhere")]) == 1
@@ -153,9 +182,24 @@ def test_main_table_takes_ordinary_runs_of_suites_from_state(tmp_path, capsys):
     assert lines["behaviour cloning"][-6:] == ["85.0", "[64.0,", "94.8]", "20", "(1)", "-"]
     assert lines["imitation (QueST)"][-2:] == ["-", "85.0"]
     assert main_table.main([f"--out={tmp_path}", "--seeds=1,3"]) == 0
-    assert "metaworld_ml45_state has no results of one_suite, components, baselines_rl or main for seeds 1, 3." in (
-        capsys.readouterr().out
-    )
+    sources = "one_suite, components, baselines_il, baselines_rl or main"
+    assert f"metaworld_ml45_state has no results of {sources} for seeds 1, 3." in capsys.readouterr().out
+
+
+def test_main_table_takes_what_servers_were_asked(tmp_path, capsys):
+    main_table = importlib.import_module("main_table")
+    append_jsonl(tmp_path / "libero_goal" / "remote" / "pi0" / "evaluation_remote.jsonl", [
+        {"stage": "remote", "task": "t", "init": f"bench:t:{n}", "seed": seed, "success": n > 0}
+        for n in range(5) for seed in (1, 2, 7)
+    ])  # fmt: skip
+    assert main_table.main([f"--out={tmp_path}", "--suite=libero_goal"]) == 0
+    lines = {line.split("  ")[0]: line.split() for line in capsys.readouterr().out.splitlines() if line}
+    assert lines["π₀"][1:] == ["remote", "80.0", "[49.0,", "94.3]", "10", "(2)", "95.8", "±", "1.0"]
+
+
+def test_cited_means_are_over_four_suites():
+    cited = importlib.import_module("cited")
+    assert [cited.four_suites(name) for name in ("imitation", "star", "spo")] == ["80.1", "94.3", "97.5"]
 
 
 def test_log_ratios_by_unit():

@@ -14,7 +14,7 @@ from cso_jax import config as configs
 ROOT = Path(__file__).parents[2]
 SUITES = {"fake": ROOT / "tests/configs/fake.py", "quickstart": ROOT / "configs/quickstart.py"}
 # All but the table that is made of what the others left.
-SCRIPTS = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if path.stem != "main_table")
+SCRIPTS = sorted(path.stem for path in (ROOT / "experiments").glob("*.py") if path.stem not in ("main_table", "cited"))
 
 
 def plans(script, tmp_path, suite="fake", scale="small"):

@@ -158,7 +158,7 @@ def test_without_a_guide_nothing_is_there_of_it(config, spec):
     config = config.copy_and_resolve_references()
     config.prior.guide = ()
     plain = policies.build(config, spec, num_tasks=3)
-    assert plain.guide is None and not plain.wants.chunk_too and "guide" not in plain.init(jax.random.key(0), spec)
+    assert plain.guide is None and not plain.wants.chunk_in and "guide" not in plain.init(jax.random.key(0), spec)
     assert plain.trained_parts("imitation", config) == ("encoder", "prior")
     assert plain.trained_parts("spo", config) == ("prior",)
 

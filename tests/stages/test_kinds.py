@@ -17,6 +17,7 @@ TINY = {
     "act": {"chunk_length": 8, "width": 16, "heads": 2, "feed_forward": 16, "style_layers": 1, "encoder_layers": 1,
             "decoder_layers": 1, "style": 4},
     "diffusion": {"chunk_length": 8, "widths": (16, 16), "condition": 16, "diffusion_steps": 10, "denoising_steps": 2},
+    "mdt": {"chunk_length": 8, "width": 16, "heads": 2, "encoder_layers": 1, "decoder_layers": 1, "denoising_steps": 2},
     "resnet_t": {"chunk_length": 8, "history": 2, "width": 16, "layers": 1, "heads": 2, "head_width": 8,
                  "hidden": (16,)},
     "vqbet": _CODES,

@@ -158,7 +158,9 @@ class QuestPolicy:
 
     @property
     def wants(self) -> Wants:
-        return Wants(self.autoencoder.chunk_length, target="skill", chunk_too=self.guide is not None)
+        return Wants(
+            self.autoencoder.chunk_length, target="skill", chunk_in=("imitation",) if self.guide is not None else ()
+        )
 
     @property
     def codes(self) -> int:
