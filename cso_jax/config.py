@@ -24,6 +24,7 @@ from cso_jax import checks, defaults, envs, policies, rules
 from cso_jax.config_values import ConfigError, differences, fingerprint, flatten, from_json, relevant, to_json
 from cso_jax.files import expanded
 from cso_jax.precision import PRECISIONS
+from cso_jax.rollout import runner
 from cso_jax.stages import table
 
 __all__ = [
@@ -202,6 +203,7 @@ def validate(config: ConfigDict) -> list[str]:
     if config.env.name in envs.BENCHMARKS:
         problems += envs.problems(config.env.to_dict())
     one_of("precision", PRECISIONS)
+    problems += runner.problems(config)
     one_of("encoder.task_embedding", ("id", "minilm", "clip", "file"))
     for key, value in flatten(config).items():
         if isinstance(value, int | float) and not isinstance(value, bool):

@@ -17,6 +17,8 @@ _NEUTRAL = (
     "rollout.start_timeout_s",
     "rollout.max_attempts",
     "rollout.recycle_after_episodes",
+    "rollout.engine",
+    "rollout.ray.",
     "report.",
     "demos.processes",
     "demos.folder",

@@ -57,6 +57,12 @@ def _common() -> ConfigDict:
     config.rollout.start_timeout_s = 180.0
     config.rollout.max_attempts = 3
     config.rollout.recycle_after_episodes = 0
+    config.rollout.engine = "local"  # processes of this machine; or "ray": docs/cluster.md
+    config.rollout.ray = ConfigDict()
+    config.rollout.ray.address = "auto"  # of a running cluster; "": one of this run's own, on this machine
+    config.rollout.ray.actors = 0  # 0: as many as the cluster's CPUs allow
+    config.rollout.ray.cpus = 2  # of an actor; as many workers
+    config.rollout.ray.gpus = 0.0  # of an actor, for its policy; a part of one will do
 
     config.demos = ConfigDict()
     config.demos.folder = ""  # of the official HDF5 files

@@ -1,35 +1,49 @@
 """An agent as the rollout loop calls it: numpy in, numpy out, one jitted program for one batch shape."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 import jax
+import numpy as np
 
 from cso_jax import telemetry
 from cso_jax.policies.agent import Agent
-from cso_jax.rollout.episodes import ActFn
 
 
-def make_act(agent: Agent, *, keep: Sequence[str] = (), clock: telemetry.PhaseClock | None = None) -> ActFn:
-    """The agent as an `ActFn`.
+@dataclasses.dataclass(frozen=True, eq=False)
+class AgentAct:
+    """An agent as an `ActFn`; `keep` are the fields of its decisions that are stored, `clock` books its time."""
+
+    agent: Agent
+    keep: tuple[str, ...]
+    clock: telemetry.PhaseClock | None = None
+
+    def on_device(self) -> "AgentAct":
+        """The same with its variables on the device, where many decisions want them."""
+        return dataclasses.replace(self, agent=self.agent.on_device())
+
+    def __call__(
+        self,
+        observations: dict[str, np.ndarray],
+        keys: np.ndarray,
+        decision_index: np.ndarray,
+        tasks: tuple[str, ...],
+        /,
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        with self.clock.phase("inference") if self.clock is not None else contextlib.nullcontext():
+            decision = self.agent.decide(observations, keys, decision_index, tasks)
+            extras = {name: value for name in self.keep if (value := getattr(decision, name)) is not None}
+            found: tuple[Any, Any] = jax.device_get((decision.actions, extras))
+        return found
+
+
+def make_act(agent: Agent, *, keep: Sequence[str] = (), clock: telemetry.PhaseClock | None = None) -> AgentAct:
+    """The agent as an `ActFn`, its variables on the device.
 
     `keep` names the fields of its `Decision` to store with each decision: "skill", "support" (absent when top-k is 0)
     and "context". "log_prob" is always stored where there is one: it alone tells the pool that a broken policy still
     draws tokens.
     """
-    stored = dict.fromkeys(("log_prob", *keep))
-    agent = agent.on_device()
-
-    def act(observations, keys, decision_index, task_names):
-        decision = agent.decide(observations, keys, decision_index, task_names)
-        extras = {name: getattr(decision, name) for name in stored if getattr(decision, name) is not None}
-        return jax.device_get((decision.actions, extras))
-
-    return _timed(act, clock) if clock is not None else act
-
-
-def _timed(act: Callable, clock: telemetry.PhaseClock) -> ActFn:
-    def timed(*arguments):
-        with clock.phase("inference"):
-            return act(*arguments)
-
-    return timed
+    return AgentAct(agent, tuple(dict.fromkeys(("log_prob", *keep))), clock).on_device()
