@@ -32,6 +32,7 @@ def run_cascade(config: ConfigDict, workdir: Path, stop: threading.Event | None 
             function(run, *arguments)
         finally:
             run.clock.save(timing, name)
+            run.save_counters(name)
 
     latest = ""
     try:

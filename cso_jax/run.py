@@ -17,11 +17,12 @@ from cso_jax.checkpoints import Checkpoints, fit_structure
 from cso_jax.envs.protocol import EnvSpec, EvalInit, TrainInit
 from cso_jax.policies.agent import Agent
 from cso_jax.policies.interface import Policy, Sampling, SkillPolicy, Variables
-from cso_jax.rollout.episodes import ActFn, EpisodeRecord, EpisodeRequest, Interrupted
+from cso_jax.rollout.episodes import ActFn, EpisodeRecord, EpisodeRequest, Interrupted, PoolStats
 from cso_jax.rollout.runner import EpisodeRunner, make_runner
 
 SEED_STRIDE = 10_000_000
 MAX_SEED = 100
+COUNTERS = "counters.json"
 
 
 class RunError(RuntimeError):
@@ -50,6 +51,8 @@ class Run:
     state_ranges: Mapping[str, int]
     file_versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     _runner: EpisodeRunner | None = None
+    _counted: dict[str, float] = dataclasses.field(default_factory=dict)
+    _retired: PoolStats = dataclasses.field(default_factory=PoolStats)  # of runners that were closed
 
     @property
     def skill_policy(self) -> SkillPolicy:
@@ -170,9 +173,24 @@ class Run:
                     self.clock.add("physics", busy["wait_s"] * busy["physics_s"] / simulated)
                     self.clock.add("rendering", busy["wait_s"] * busy["render_s"] / simulated)
 
+    def save_counters(self, stage: str) -> None:
+        """Add what episodes and compilations came to since the last time to `stage` in `counters.json`."""
+        stats = self._retired if self._runner is None else self._retired.plus(self._runner.stats)
+        now = {"programs": float(self.clock.programs), **stats.as_dict()}
+        largest = now.pop("worker_rss")
+        grown = {name: value - self._counted.get(name, 0.0) for name, value in now.items()}
+        path = self.workdir / COUNTERS
+        if grown["episodes"]:
+            known = telemetry.load_account(path).get(stage, {}).get("worker_rss", 0.0)
+            grown["worker_rss"] = max(0.0, largest - known)
+        if any(grown.values()):
+            telemetry.add_to(path, stage, grown)
+        self._counted = now
+
     def restart_runner(self) -> None:
         """End the rollout workers; the next use starts new ones, with the environment variables of that moment."""
         if self._runner is not None:
+            self._retired = self._retired.plus(self._runner.stats)
             self._runner.close()
             self._runner = None
 

@@ -99,6 +99,7 @@ def render(run: Run) -> str:
         _codebook(run),
         _tables("Data collection", [tables.collection_table(run), tables.demos_table(run)]),
         _time(run),
+        _tables("Episodes per second", [tables.rollout_table(run)]),
         _videos(run),
         _configuration(run),
     ]

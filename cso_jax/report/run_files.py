@@ -9,8 +9,9 @@ from typing import Any
 
 from cso_jax.files import PathLike, read_jsonl
 from cso_jax.report.table import Interval
+from cso_jax.run import COUNTERS
 from cso_jax.stages import table
-from cso_jax.telemetry import PhaseClock
+from cso_jax.telemetry import load_account
 
 STAGE_NAMES = table.labels() | {"report": "Report"}
 
@@ -26,6 +27,7 @@ class Run:
     episodes: dict[str, list[dict[str, Any]]]
     metrics: dict[str, list[dict[str, Any]]]
     timing: dict[str, dict[str, float]]
+    counters: dict[str, dict[str, float]]
     codebook_counts: list[int]
     rsft_summary: dict[str, dict[str, Any]]
     videos: list[Path]
@@ -73,11 +75,8 @@ def load_run(workdir: PathLike) -> Run:
         results=_results(raw) or _results_of_episodes(episodes),
         episodes=episodes,
         metrics=_by_stage(read_jsonl(folder / "metrics.jsonl")),
-        timing={
-            stage: {phase: float(value) for phase, value in phases.items() if is_number(value)}
-            for stage, phases in PhaseClock.load(folder / "timing.json").items()
-            if isinstance(phases, dict)
-        },
+        timing=_account(folder / "timing.json"),
+        counters=_account(folder / COUNTERS),
         codebook_counts=[int(count) for count in usage] if isinstance(usage, list) else [],
         rsft_summary={
             task: row
@@ -87,6 +86,14 @@ def load_run(workdir: PathLike) -> Run:
         videos=sorted((folder / "videos").glob("*.gif")),
         problems=problems,
     )
+
+
+def _account(path: Path) -> dict[str, dict[str, float]]:
+    return {
+        entry: {name: float(value) for name, value in sums.items() if is_number(value)}
+        for entry, sums in load_account(path).items()
+        if isinstance(sums, dict)
+    }
 
 
 def is_number(value: Any) -> bool:

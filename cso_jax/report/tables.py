@@ -133,6 +133,8 @@ def timing_table(run: Run) -> Table | None:
     totals = [sum(run.timing[stage].get(phase, 0.0) for stage in order) for phase in phases]
     rows.append(["all stages", *map(_seconds_text, totals), duration_text(sum(totals))])
     note = "Seconds of the controlling process, all resumed runs together; each second is booked once."
+    if programs := sum(sums.get("programs", 0.0) for sums in run.counters.values()):
+        note += f" {programs:.0f} programs were compiled."
     return Table("Where the time went", ["stage", *phases, "total"], rows, note)
 
 
@@ -140,6 +142,38 @@ def timed_stages(run: Run) -> list[str]:
     """The stages with recorded time in the order in which a run reaches them, each evaluation after its stage."""
     order = [name for stage in STAGE_NAMES for name in (stage, f"evaluate {stage}")]
     return sorted(run.timing, key=lambda stage: order.index(stage) if stage in order else len(order))
+
+
+def rollout_table(run: Run) -> Table | None:
+    """How fast episodes went, by stage: rates, how full policy calls were, how busy the simulators."""
+    rows: list[list[Cell]] = []
+    for stage in timed_stages(run):
+        sums = run.counters.get(stage, {})
+        if not sums.get("run_s") or not sums.get("episodes"):
+            continue
+        simulated = sums.get("physics_s", 0.0) + sums.get("render_s", 0.0)
+        rows.append([
+            stage_label(stage),
+            f"{sums['episodes']:.0f}",
+            f"{sums.get('steps', 0.0) / sums['run_s']:,.0f}",
+            f"{sums.get('decisions', 0.0) / sums['run_s']:,.0f}",
+            _share_text(sums.get("decisions", 0.0), sums.get("rows", 0.0)),
+            _share_text(simulated, sums.get("worker_s", 0.0)),
+            _share_text(sums.get("act_s", 0.0), sums["run_s"]),
+            f"{sums.get('worker_rss', 0.0) / 2**20:,.0f}",
+        ])  # fmt: skip
+    if not rows:
+        return None
+    note = (
+        "rows filled: of the policy's fixed batches. simulating: share of the worker processes' time. deciding: share "
+        "of the controlling process's. MB: the largest worker."
+    )
+    columns = ["stage", "episodes", "steps/s", "decisions/s", "rows filled", "simulating", "deciding", "MB"]
+    return Table("How fast episodes went", columns, rows, note)
+
+
+def _share_text(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.0f} %" if whole else NONE
 
 
 def stage_label(stage: str) -> str:
@@ -220,7 +254,9 @@ def protocol_table(run: Run) -> Table | None:
 
 def all_tables(run: Run) -> list[Table]:
     """The tables that this run can fill, in reading order."""
-    makers = (data_table, success_table, collection_table, demos_table, timing_table, protocol_table)
+    makers = (
+        data_table, success_table, collection_table, demos_table, timing_table, rollout_table, protocol_table
+    )  # fmt: skip
     return [table for table in (maker(run) for maker in makers) if table is not None]
 
 

@@ -72,23 +72,34 @@ class EpisodeRecord:
 
 @dataclasses.dataclass
 class PoolStats:
-    """Sums since the pool was made. `steps`, `decisions` and times include episodes that had to be started again."""
+    """Sums since the pool was made. `steps`, `decisions` and times include episodes that had to be started again.
+
+    `rows`: of all policy calls, empty ones too. `worker_s`: the time of `run` times the number of worker processes.
+    """
 
     episodes: int = 0
     steps: int = 0
     decisions: int = 0
     batches: int = 0
+    rows: int = 0
     physics_s: float = 0.0
     render_s: float = 0.0
     act_s: float = 0.0
     wait_s: float = 0.0
     run_s: float = 0.0
+    worker_s: float = 0.0
     worker_rss: int = 0
     recycled: int = 0
 
     def as_dict(self) -> dict[str, float]:
         """A copy, to take differences from later. `worker_rss` is the largest seen, in bytes, not a sum."""
         return dataclasses.asdict(self)
+
+    def plus(self, other: "PoolStats") -> "PoolStats":
+        """Both together."""
+        mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
+        summed = {name: value + theirs[name] for name, value in mine.items()}
+        return PoolStats(**summed | {"worker_rss": max(self.worker_rss, other.worker_rss)})
 
 
 class Episode:

@@ -176,7 +176,8 @@ class WorkerPool:
             raise
         finally:
             self._job = None
-            self.stats.run_s += time.perf_counter() - started
+            self.stats.run_s += (passed := time.perf_counter() - started)
+            self.stats.worker_s += passed * len(self._workers)
         return [record for record in job.records if record is not None]
 
     # ------------------------------------------------------------------------------------------- giving work out
@@ -260,6 +261,7 @@ class WorkerPool:
         self.stats.act_s += time.perf_counter() - started
         self.stats.decisions += len(episodes)
         self.stats.batches += 1
+        self.stats.rows += self.batch_size
         _check_outputs(actions, extras, padded, len(episodes))
         for row, ((worker, slot), episode) in enumerate(zip(rows, episodes, strict=True)):
             # Copies: a view would keep the whole padded batch alive for as long as the record.

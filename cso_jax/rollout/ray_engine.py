@@ -22,7 +22,6 @@ from cso_jax.rollout.pool import STOP_POLL_S, WorkerPool
 from cso_jax.rollout.worker import MakeEnvironments
 
 _WAVES_PER_UNIT = 2  # requests of a unit for each slot of an actor: fewer idle at its end, more travel more often
-_LARGEST = ("worker_rss",)  # entries of PoolStats that are no sums
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,9 +159,7 @@ class RayRunner:
                 ) from None
             self._replace(ray, host)
             return None
-        for name, value in stats.items():
-            own = getattr(self.stats, name)
-            setattr(self.stats, name, max(own, value) if name in _LARGEST else own + value)
+        self.stats = self.stats.plus(stats)
         return records
 
     def _units(self, count: int) -> list[_Unit]:
@@ -243,21 +240,15 @@ class ActorPool:
 
     def run(
         self, given: tuple[AgentAct, int] | None, requests: Sequence[EpisodeRequest], keep_observations: bool
-    ) -> tuple[list[EpisodeRecord], dict[str, float]]:
-        """Records of the requests, and what the pool's counters grew by; `given` brings another agent."""
+    ) -> tuple[list[EpisodeRecord], PoolStats]:
+        """Records of the requests, and what the pool did for them; `given` brings another agent."""
         if given is not None:
             self._act = given[0].on_device()
         assert self._act is not None
-        before = self._pool.stats.as_dict()
+        self._pool.stats = PoolStats()
         records = self._pool.run(requests, self._act, keep_observations=keep_observations)
-        after = self._pool.stats.as_dict()
-        own = ("wait_s", "run_s")  # the runner's own: actors wait side by side
-        grown = {
-            name: value if name in _LARGEST else value - before[name]
-            for name, value in after.items()
-            if name not in own
-        }
-        return records, grown
+        # Actors wait side by side: how long it took is for the runner to say.
+        return records, dataclasses.replace(self._pool.stats, wait_s=0.0, run_s=0.0)
 
 
 def available() -> bool:

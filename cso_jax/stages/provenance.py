@@ -25,6 +25,7 @@ from cso_jax.data.libero import official
 from cso_jax.envs import task_names
 from cso_jax.files import append_jsonl, atomic_write_text, read_jsonl, rewrite_jsonl
 from cso_jax.results import ROWS, write_results
+from cso_jax.run import COUNTERS
 from cso_jax.stages.demos import file_of
 from cso_jax.stages.table import EVALUATIONS, STAGES, evaluations_of, found_outputs, is_common, needs, reads
 
@@ -213,10 +214,10 @@ def _move(place: Path, target: Path) -> None:
 
 def _drop_account(workdir: Path, entry: str) -> None:
     """Forget the time of a stage that starts anew, or of its evaluation."""
-    path = workdir / "timing.json"
-    timing = telemetry.PhaseClock.load(path)
-    if timing.pop(entry, None) is not None:
-        atomic_write_text(path, json.dumps(timing, indent=1) + "\n")
+    for path in (workdir / "timing.json", workdir / COUNTERS):
+        account = telemetry.load_account(path)
+        if account.pop(entry, None) is not None:
+            atomic_write_text(path, json.dumps(account, indent=1) + "\n")
 
 
 def _mark(config: ConfigDict, workdir: Path, name: str) -> str | None:

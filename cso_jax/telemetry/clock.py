@@ -4,7 +4,7 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ class PhaseClock:
     """
 
     def __init__(self) -> None:
+        self.programs = 0  # compiled while compilation was watched
         self._booked: dict[str, float] = {}
         self._saved: dict[str, float] = {}
         self._stack: list[str] = []
@@ -92,26 +93,10 @@ class PhaseClock:
         The file holds {stage: {phase: seconds}} and so sums over stages, saves and resumed runs.
         """
         now = self.snapshot()
-        timing = self.load(path)
-        phases = timing.setdefault(stage, {})
-        for name, value in now.items():
-            passed = value - self._saved.get(name, 0.0)
-            if passed > 0:  # phases of earlier stages stay in the clock, but take no more time
-                phases[name] = round(phases.get(name, 0.0) + passed, 4)
-        atomic_write_text(path, json.dumps(timing, indent=1) + "\n")
+        passed = {name: value - self._saved.get(name, 0.0) for name, value in now.items()}
+        # Phases of earlier stages stay in the clock, but take no more time.
+        add_to(path, stage, {name: value for name, value in passed.items() if value > 0})
         self._saved = now
-
-    @staticmethod
-    def load(path: PathLike) -> dict[str, dict[str, float]]:
-        """Returns {stage: {phase: seconds}} from `path`; {} where the file is missing or unreadable."""
-        try:
-            timing = json.loads(Path(path).read_text("utf-8"))
-        except FileNotFoundError:
-            return {}
-        except ValueError:
-            warn(f"{path} is not JSON; the time of earlier runs is lost from the account")
-            return {}
-        return timing if isinstance(timing, dict) else {}
 
     def _flush(self) -> None:
         if threading.get_ident() != self._thread:
@@ -134,5 +119,29 @@ class PhaseClock:
         self._spans.append((start, duration_secs))
         del self._spans[:-4096]  # a large program traces thousands of smaller ones
         self.add("compile", max(0.0, duration_secs - inner))
-        if "backend_compile" in event and duration_secs >= self._log_above:
+        if "backend_compile" not in event:
+            return
+        self.programs += 1
+        if duration_secs >= self._log_above:
             log(f"compiled {details.get('fun_name', 'a program')} in {duration_secs:.1f} s")
+
+
+def add_to(path: PathLike, entry: str, amounts: Mapping[str, float]) -> None:
+    """Adds `amounts` to an entry of an account, a JSON file of sums `{entry: {name: number}}`, atomically."""
+    account = load_account(path)
+    sums = account.setdefault(entry, {})
+    for name, amount in amounts.items():
+        sums[name] = round(sums.get(name, 0.0) + amount, 4)
+    atomic_write_text(path, json.dumps(account, indent=1) + "\n")
+
+
+def load_account(path: PathLike) -> dict[str, dict[str, float]]:
+    """Returns {entry: {name: number}} from `path`; {} where the file is missing or unreadable."""
+    try:
+        account = json.loads(Path(path).read_text("utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError:
+        warn(f"{path} is not JSON; what earlier runs took is lost from the account")
+        return {}
+    return account if isinstance(account, dict) else {}

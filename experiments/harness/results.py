@@ -8,7 +8,7 @@ from typing import Any
 
 from cso_jax import config as configs
 from cso_jax.files import read_jsonl
-from cso_jax.telemetry import PhaseClock
+from cso_jax.telemetry import load_account
 
 Row = dict[str, Any]
 
@@ -35,9 +35,9 @@ def row_of(
     notes = _read_json(workdir / "experiment.json") or _read_json(parts[0] / "experiment.json")
     metrics = [row for part in parts for row in read_jsonl(part / "metrics.jsonl") if row["stage"] == "spo"]
     metrics = metrics if stage == "spo" or others else []
-    timing = [PhaseClock.load(part / "timing.json") for part in parts]
+    timing = [load_account(part / "timing.json") for part in parts]
     seconds = sum(_seconds(account, None) for account in timing[:-1]) + _seconds(timing[-1], None if others else stage)
-    seconds += sum(_seconds(PhaseClock.load(part / "timing.json"), "imitation") for part in upstream)
+    seconds += sum(_seconds(load_account(part / "timing.json"), "imitation") for part in upstream)
     successes = sum(bool(row["success"]) for row in episodes)
     row = {
         "workdir": str(workdir),

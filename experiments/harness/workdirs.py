@@ -21,7 +21,7 @@ from cso_jax import envs
 from cso_jax.checkpoints import Checkpoints
 from cso_jax.files import append_jsonl, atomic_write_text, read_jsonl
 from cso_jax.stages import provenance, table
-from cso_jax.telemetry import PhaseClock
+from cso_jax.telemetry import load_account
 
 
 def shared_stages(base: ConfigDict, config: ConfigDict) -> list[str]:
@@ -113,7 +113,7 @@ def _copy_account(base: Path, draft: Path, shared: Sequence[str]) -> None:
     logged = {name for stage in shared if stage in table.STAGES for name in (stage, *table.STAGES[stage].metrics)}
     logged |= {stage.removeprefix("evaluate ") for stage in shared if stage not in table.STAGES}
     append_jsonl(draft / "metrics.jsonl", [r for r in read_jsonl(base / "metrics.jsonl") if r["stage"] in logged])
-    timing = PhaseClock.load(base / "timing.json")
+    timing = load_account(base / "timing.json")
     kept = {stage: phases for stage, phases in timing.items() if stage in shared}
     atomic_write_text(draft / "timing.json", json.dumps(kept, indent=1))
     records = base / provenance.RECORDS

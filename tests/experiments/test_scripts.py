@@ -12,7 +12,7 @@ import pytest
 
 from cso_jax.checkpoints import Checkpoints
 from cso_jax.files import read_jsonl
-from cso_jax.telemetry import PhaseClock
+from cso_jax.telemetry import load_account
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted(
@@ -90,9 +90,9 @@ def test_a_round_starts_where_the_one_before_ended(out, environment):
     (row,) = (row for row in read_jsonl(out / "iterative" / "results.jsonl") if row["variant"] == "iterative")
     base = read_jsonl(out / "base" / "seed_1" / "episodes.jsonl")
     assert {e["init"] for e in read_jsonl(last / "episodes.jsonl")} == {e["init"] for e in base}
-    parts = [PhaseClock.load(place / "timing.json") for place in sorted(loop.glob("round_*"))]
+    parts = [load_account(place / "timing.json") for place in sorted(loop.glob("round_*"))]
     made = sum(sum(part[stage].values()) for part in parts for stage in ("rsft", "spo"))
-    shared = PhaseClock.load(out / "base" / "seed_1" / "timing.json")
+    shared = load_account(out / "base" / "seed_1" / "timing.json")
     upstream = sum(sum(shared[stage].values()) for stage in ("demos", "codebook", "imitation"))
     assert row["seconds"] == pytest.approx(made + upstream, rel=0.05)
     assert row["iterations"] == sum(len(_spo_rows(place)) for place in loop.glob("round_*"))

@@ -218,6 +218,23 @@ def test_time_is_listed_in_the_order_of_the_run(full_run):
     assert table.rows[-1][1:] == ["130", "0.5", "3.0", "2 min 14 s"]
 
 
+def test_rates_of_episodes_by_hand(full_run):
+    assert tables.rollout_table(run_files.load_run(full_run)) is None
+    (full_run / "timing.json").write_text('{"evaluate spo": {"wait": 3}, "codebook": {"update": 1}}')
+    (full_run / "counters.json").write_text(json.dumps({
+        "evaluate spo": {
+            "programs": 3, "episodes": 10, "steps": 4000, "decisions": 500, "rows": 800, "run_s": 4.0, "worker_s": 8.0,
+            "physics_s": 5.0, "render_s": 1.0, "act_s": 1.0, "worker_rss": 50 * 2**20,
+        },
+        "codebook": {"programs": 2},
+    }))  # fmt: skip
+    run = run_files.load_run(full_run)
+    # 500 of 800 rows, 6 of 8 seconds, 1 of 4.
+    row = ["SPO evaluation", "10", "1,000", "125", "62 %", "75 %", "25 %", "50"]
+    assert tables.rollout_table(run).rows == [row]
+    assert "5 programs were compiled" in tables.timing_table(run).note
+
+
 def test_videos_beyond_the_limit_are_counted(full_run, quick_plots, monkeypatch):
     monkeypatch.setattr(page, "VIDEO_LIMIT", 0)
     checker = check(report.build(full_run))

@@ -119,6 +119,10 @@ def test_schedule_does_not_show_in_records(reference, workers, slots, batch_size
     assert stats.steps == sum(record.steps for record in records + again)
     assert stats.decisions == sum(len(record.actions) for record in records + again)
     assert stats.worker_rss > 0 and stats.run_s >= stats.wait_s > 0
+    assert stats.rows == stats.batches * (batch_size or slots) >= stats.decisions
+    assert stats.worker_s == pytest.approx(workers * stats.run_s)
+    twice = stats.plus(stats)
+    assert (twice.steps, twice.worker_rss) == (2 * stats.steps, stats.worker_rss)
 
 
 def test_batches_are_full_size_and_padding_repeats_a_real_row():

@@ -11,7 +11,7 @@ import pytest
 
 from cso_jax import telemetry
 from cso_jax.files import read_jsonl
-from cso_jax.telemetry import MetricsLog, PhaseClock, clock, console, duration_text, metrics, progress
+from cso_jax.telemetry import MetricsLog, PhaseClock, clock, console, duration_text, load_account, metrics, progress
 from cso_jax.telemetry.clock import COMPILE_EVENTS
 
 
@@ -121,9 +121,9 @@ def test_timing_accumulates_over_saves_and_runs(tmp_path, fake_time):
         with clock.phase("physics"):
             fake_time.now += 1
         clock.save(path, "report")
-    assert PhaseClock.load(path) == {"codebook": {"update": 8}, "spo": {"update": 4}, "report": {"physics": 2}}
+    assert load_account(path) == {"codebook": {"update": 8}, "spo": {"update": 4}, "report": {"physics": 2}}
     path.write_text("{")
-    assert PhaseClock.load(path) == {}
+    assert load_account(path) == {}
 
 
 def test_compilation_is_moved_out_of_the_enclosing_phase(capsys):
