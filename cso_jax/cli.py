@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cso_jax import telemetry
 from cso_jax.files import expanded
+from cso_jax.programs import keep_programs
 from cso_jax.stopping import EXIT_INTERRUPTED, EXIT_STOPPED, end_process, stop_on_signals
 from cso_jax.telemetry import library_log
 
@@ -59,6 +60,7 @@ def _supervised(config, workdir: Path, work, stop: threading.Event) -> int:
     try:
         with locked(workdir), library_log.libraries_to(workdir / "log.txt"):
             telemetry.log(f"workdir {workdir}")
+            keep_programs()
             if envs.needs_gl(config.env.to_dict()):
                 try:
                     gl.require_gl(config.env.obs)

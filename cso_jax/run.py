@@ -176,7 +176,7 @@ class Run:
     def save_counters(self, stage: str) -> None:
         """Add what episodes and compilations came to since the last time to `stage` in `counters.json`."""
         stats = self._retired if self._runner is None else self._retired.plus(self._runner.stats)
-        now = {"programs": float(self.clock.programs), **stats.as_dict()}
+        now = {"programs": float(self.clock.programs), "recalled": float(self.clock.recalled), **stats.as_dict()}
         largest = now.pop("worker_rss")
         grown = {name: value - self._counted.get(name, 0.0) for name, value in now.items()}
         path = self.workdir / COUNTERS

@@ -40,13 +40,20 @@ def session_folder(tmp_path_factory, worker_id):
     return folder if worker_id == "master" else folder.parent
 
 
+@pytest.fixture(scope="session", autouse=True)
+def compiled(session_folder):
+    """A folder of compiled programs that all processes of this session share, and no other session."""
+    folder = session_folder / "compiled"
+    folder.mkdir(exist_ok=True)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    return folder
+
+
 @pytest.fixture(scope="session")
-def run_environment(session_folder):
+def run_environment(compiled):
     """The environment of whole runs: all of them share their compiled programs."""
     from support import cascade  # and with it orbax, which most tests do without
 
-    compiled = session_folder / "compiled"
-    compiled.mkdir(exist_ok=True)
     return cascade.environment(compiled)
 
 

@@ -134,7 +134,8 @@ def timing_table(run: Run) -> Table | None:
     rows.append(["all stages", *map(_seconds_text, totals), duration_text(sum(totals))])
     note = "Seconds of the controlling process, all resumed runs together; each second is booked once."
     if programs := sum(sums.get("programs", 0.0) for sums in run.counters.values()):
-        note += f" {programs:.0f} programs were compiled."
+        recalled = sum(sums.get("recalled", 0.0) for sums in run.counters.values())
+        note += f" Of {programs:.0f} programs {programs - recalled:.0f} were compiled, the others had been kept."
     return Table("Where the time went", ["stage", *phases, "total"], rows, note)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from cso_jax.files import PathLike, atomic_write_text
 from cso_jax.telemetry.console import log, warn
 
+CACHE_HIT = "/jax/compilation_cache/cache_hits"
 COMPILE_EVENTS = "/jax/core/compile/"  # tracing, lowering and backend compilation all start with this
 
 
@@ -22,14 +23,15 @@ class PhaseClock:
     """
 
     def __init__(self) -> None:
-        self.programs = 0  # compiled while compilation was watched
+        self.programs = 0  # compiled, or taken from JAX's cache, while compilation was watched
+        self.recalled = 0  # those of them that the cache had
         self._booked: dict[str, float] = {}
         self._saved: dict[str, float] = {}
         self._stack: list[str] = []
         self._since = time.perf_counter()
         self._thread = threading.get_ident()
         self._spans: list[tuple[float, float]] = []
-        self._listener: Callable[..., None] | None = None
+        self._listeners: tuple[Callable[..., None], Callable[..., None]] | None = None
         self._log_above = float("inf")
 
     @property
@@ -75,17 +77,19 @@ class PhaseClock:
         import jax.monitoring
 
         self._log_above = log_above
-        if self._listener is None:
-            self._listener = self._on_duration
-            jax.monitoring.register_event_duration_secs_listener(self._listener)
+        if self._listeners is None:
+            self._listeners = (self._on_duration, self._on_event)
+            jax.monitoring.register_event_duration_secs_listener(self._listeners[0])
+            jax.monitoring.register_event_listener(self._listeners[1])
 
     def unwatch_compilation(self) -> None:
         """Ends `watch_compilation`."""
         import jax.monitoring
 
-        if self._listener is not None:
-            jax.monitoring.unregister_event_duration_listener(self._listener)
-            self._listener = None
+        if self._listeners is not None:
+            jax.monitoring.unregister_event_duration_listener(self._listeners[0])
+            jax.monitoring.unregister_event_listener(self._listeners[1])
+            self._listeners = None
 
     def save(self, path: PathLike, stage: str) -> None:
         """Adds what was booked since the last save to `stage` in the JSON file at `path`, atomically.
@@ -107,6 +111,10 @@ class PhaseClock:
 
     def _book(self, name: str, seconds: float) -> None:
         self._booked[name] = self._booked.get(name, 0.0) + seconds
+
+    def _on_event(self, event: str, **details: Any) -> None:
+        if event == CACHE_HIT and threading.get_ident() == self._thread:
+            self.recalled += 1
 
     def _on_duration(self, event: str, duration_secs: float, **details: Any) -> None:
         if not event.startswith(COMPILE_EVENTS) or threading.get_ident() != self._thread:

@@ -226,13 +226,13 @@ def test_rates_of_episodes_by_hand(full_run):
             "programs": 3, "episodes": 10, "steps": 4000, "decisions": 500, "rows": 800, "run_s": 4.0, "worker_s": 8.0,
             "physics_s": 5.0, "render_s": 1.0, "act_s": 1.0, "worker_rss": 50 * 2**20,
         },
-        "codebook": {"programs": 2},
+        "codebook": {"programs": 2, "recalled": 1},
     }))  # fmt: skip
     run = run_files.load_run(full_run)
     # 500 of 800 rows, 6 of 8 seconds, 1 of 4.
     row = ["SPO evaluation", "10", "1,000", "125", "62 %", "75 %", "25 %", "50"]
     assert tables.rollout_table(run).rows == [row]
-    assert "5 programs were compiled" in tables.timing_table(run).note
+    assert "Of 5 programs 4 were compiled" in tables.timing_table(run).note
 
 
 def test_videos_beyond_the_limit_are_counted(full_run, quick_plots, monkeypatch):
