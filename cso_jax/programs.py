@@ -18,8 +18,8 @@ def keep_programs() -> Path | None:
     """
     import jax
 
-    if jax.config.jax_compilation_cache_dir:
-        return Path(jax.config.jax_compilation_cache_dir)
+    if given := jax.config.values["jax_compilation_cache_dir"]:
+        return Path(given)
     caches = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     folder = Path(caches) / "cso_jax" / "programs" / _kind_of_cpu()
     try:

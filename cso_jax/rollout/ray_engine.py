@@ -18,7 +18,7 @@ import numpy as np
 
 from cso_jax.rollout.actor import AgentAct
 from cso_jax.rollout.episodes import ActFn, EpisodeRecord, EpisodeRequest, Interrupted, PoolStats, RolloutError
-from cso_jax.rollout.pool import STOP_POLL_S, WorkerPool
+from cso_jax.rollout.pool import START_ATTEMPTS, STOP_POLL_S, WorkerPool
 from cso_jax.rollout.worker import MakeEnvironments
 
 _WAVES_PER_UNIT = 2  # requests of a unit for each slot of an actor: fewer idle at its end, more travel more often
@@ -33,9 +33,13 @@ class _Unit:
 
 @dataclasses.dataclass(eq=False)
 class _Host:
-    """An actor as the runner sees it; `parameters` is the call whose agent it has."""
+    """An actor as the runner sees it.
+
+    `starting` answers once it runs, None from then on; `parameters` is the call whose agent it has.
+    """
 
     handle: Any
+    starting: Any
     parameters: int = 0
 
 
@@ -69,6 +73,7 @@ class RayRunner:
         self._start_timeout_s, self._max_attempts, self._log = start_timeout_s, max_attempts, log
         self._hosts: list[_Host] = []
         self._calls = 0
+        self._failed_starts = 0
         self._closed = False
         self._started_ray = False
 
@@ -97,22 +102,33 @@ class RayRunner:
         waiting = collections.deque(self._units(len(requests)))
         attempts: collections.Counter[_Unit] = collections.Counter()
         running: dict[Any, tuple[_Unit, _Host]] = {}
+        alive = time.monotonic()
         try:
             while waiting or running:
                 if stop is not None and stop():
                     left = sum(record is None for record in records)
                     raise Interrupted(f"stopped with {left} of {len(requests)} episodes unfinished")
                 busy = {id(host) for _, host in running.values()}
-                for host in [host for host in self._hosts if id(host) not in busy][: len(waiting)]:
+                idle = [host for host in tuple(self._hosts) if id(host) not in busy and self._is_ready(ray, host)]
+                for host in idle[: len(waiting)]:
                     unit = waiting.popleft()
                     chosen = [requests[place] for place in unit.places]
                     given = agent if host.parameters != self._calls else None
                     host.parameters = self._calls
                     running[host.handle.run.remote(given, chosen, keep_observations)] = (unit, host)
+                alive = time.monotonic() if running else alive
+                if time.monotonic() - alive > self._start_timeout_s:
+                    raise RolloutError(
+                        f"no actor was ready after {self._start_timeout_s:g} s: the cluster may be busy with other "
+                        "jobs; `ray status` tells, config.rollout.start_timeout_s waits longer"
+                    )
+                starting = [host.starting for host in self._hosts if host.starting is not None] if waiting else []
                 before = time.perf_counter()
-                done, _ = ray.wait(list(running), timeout=STOP_POLL_S)
+                done, _ = ray.wait([*running, *starting], timeout=STOP_POLL_S)
                 self.stats.wait_s += time.perf_counter() - before
                 for answer in done:
+                    if answer not in running:
+                        continue
                     unit, host = running.pop(answer)
                     found = self._take(ray, answer, unit, host, attempts)
                     if found is None:
@@ -145,10 +161,9 @@ class RayRunner:
         try:
             records, stats = ray.get(answer)
         except ray.exceptions.RayTaskError as error:
-            cause = error.as_instanceof_cause()
-            if not isinstance(cause, RolloutError):
-                raise RolloutError(f"an actor failed: {_line(error)}") from error
-            raise RolloutError(str(cause.args[0] if cause.args else cause)) from None
+            if isinstance(error.cause, RolloutError):
+                raise error.cause from None
+            raise RolloutError(f"an actor failed: {_line(error.cause or error)}") from error
         except ray.exceptions.RayError as error:  # the actor, its machine, or what it had made is gone
             attempts[unit] += 1
             self._log(f"a rollout actor is gone, {len(unit.places)} episodes run again; {_line(error)}")
@@ -188,24 +203,35 @@ class RayRunner:
                     f"config.rollout.ray.actors asks for {self._wanted or 'at least 1'}: lower one, or add machines"
                 )
             self._hosts = [self._new_host(ray) for _ in range(count)]
-            self._wait_until_ready(ray, self._hosts)
         return ray
 
     def _new_host(self, ray: Any) -> _Host:
         remote = ray.remote(num_cpus=self._cpus, num_gpus=self._gpus)(ActorPool)
-        return _Host(remote.remote(*self._made_of))
+        handle = remote.remote(*self._made_of)
+        return _Host(handle, handle.ready.remote())
 
-    def _wait_until_ready(self, ray: Any, hosts: Sequence[_Host]) -> None:
-        for host in hosts:
-            try:
-                ray.get(host.handle.ready.remote(), timeout=self._start_timeout_s)
-            except ray.exceptions.GetTimeoutError:
+    def _is_ready(self, ray: Any, host: _Host) -> bool:
+        """Whether an actor has started. Raises RolloutError where actors keep failing to."""
+        if host.starting is None:
+            return True
+        done, _ = ray.wait([host.starting], timeout=0)
+        if not done:
+            return False
+        try:
+            ray.get(host.starting)
+        except ray.exceptions.RayError as error:
+            self._failed_starts += 1
+            if self._failed_starts >= START_ATTEMPTS:
                 raise RolloutError(
-                    f"an actor was not ready after {self._start_timeout_s:g} s: the cluster may be busy with other "
-                    "jobs; `ray status` tells, config.rollout.start_timeout_s waits longer"
+                    f"rollout actors could not start ({self._failed_starts} attempts): {_line(error)}; is the same "
+                    "version of this library installed on every machine?"
                 ) from None
-            except ray.exceptions.RayError as error:
-                raise RolloutError(f"an actor could not start: {_line(error)}") from None
+            self._log(f"a rollout actor did not start: {_line(error)}")
+            self._replace(ray, host)
+            return False
+        host.starting = None
+        self._failed_starts = 0
+        return True
 
     def _replace(self, ray: Any, host: _Host) -> None:
         ray.kill(host.handle)
