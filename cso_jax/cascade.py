@@ -14,6 +14,7 @@ from cso_jax import config_values as configs
 from cso_jax import envs, learner, policies, report, telemetry
 from cso_jax.data.language import embeddings
 from cso_jax.evaluation import run_evaluation, warn_of_the_codebook
+from cso_jax.processes import Meeting
 from cso_jax.report import videos
 from cso_jax.run import MAX_SEED, Run
 from cso_jax.stages import provenance, table
@@ -21,9 +22,14 @@ from cso_jax.stages import provenance, table
 _TASK_EMBEDDING = "task_embedding.npz"
 
 
-def run_cascade(config: ConfigDict, workdir: Path, stop: threading.Event | None = None) -> Path:
-    """Run every stage of `config` that `workdir` does not hold yet; returns the report's path."""
-    run = open_run(config, workdir, stop)
+def run_cascade(
+    config: ConfigDict, workdir: Path, stop: threading.Event | None = None, meeting: Meeting | None = None
+) -> Path | None:
+    """Run every stage of `config` that `workdir` does not hold yet; returns the report's path.
+
+    Of several processes that meet, each calls this with a folder of its own; None where another one reports.
+    """
+    run = _opened_together(config, workdir, stop, meeting)
     run.clock.watch_compilation(log_above=5.0)
     timing = workdir / "timing.json"
 
@@ -40,9 +46,11 @@ def run_cascade(config: ConfigDict, workdir: Path, stop: threading.Event | None 
             provenance.begin(config, workdir, stage.name)
             step(stage.name, stage.function)
             provenance.finish(config, workdir, stage.name)
-            for evaluation in table.evaluations(config, after=stage.name):
+            for evaluation in table.evaluations(config, after=stage.name) if run.leads else ():
                 step(f"evaluate {evaluation.name}", run_evaluation, evaluation.name)
                 latest = evaluation.name if evaluation.step else latest
+        if not run.leads:
+            return None
         warn_of_the_codebook(run)
         step("report", videos.run_stage, latest)
         page = report.build(workdir)
@@ -53,6 +61,20 @@ def run_cascade(config: ConfigDict, workdir: Path, stop: threading.Event | None 
         return page
     finally:
         run.close()
+
+
+def _opened_together(config: ConfigDict, workdir: Path, stop: threading.Event | None, meeting: Meeting | None) -> Run:
+    if meeting is None:
+        return open_run(config, workdir, stop)
+    if config.spo.enabled and config.spo.critic:
+        raise configs.ConfigError("config.spo.critic needs a run in one process: leave out --processes")
+    if not meeting.processes.leads:
+        meeting.open()  # its folder is filled from the leader's first
+    run = open_run(config, workdir, stop)
+    if meeting.processes.leads:
+        meeting.open()
+    run.meeting = meeting
+    return run
 
 
 def open_run(config: ConfigDict, workdir: Path, stop: threading.Event | None = None) -> Run:

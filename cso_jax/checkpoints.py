@@ -45,7 +45,10 @@ class Checkpoints:
         return ocp.CheckpointManager(
             self._alias,
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=self._keep, enable_async_checkpointing=False, cleanup_tmp_directories=True
+                max_to_keep=self._keep,
+                enable_async_checkpointing=False,
+                cleanup_tmp_directories=True,
+                multiprocessing_options=_on_its_own(),
             ),
         )
 
@@ -124,6 +127,16 @@ class Checkpoints:
 
     def close(self) -> None:
         self._manager.close()
+
+
+def _on_its_own() -> ocp.options.MultiprocessingOptions:
+    """Each process of a run has folders of its own, and waits for no other."""
+    if jax.process_count() == 1:
+        return ocp.options.MultiprocessingOptions()
+    number = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=number, active_processes={number}, barrier_sync_key_prefix=f"process_{number}"
+    )
 
 
 def _plain_alias(owner: Any, directory: Path) -> Path:

@@ -110,11 +110,30 @@ def shard(batch: Batch, mesh: Mesh, *, axis: int = 0) -> Batch:
     for name, value in batch.items():
         if np.shape(value)[axis] % size:
             raise ValueError(f"{name} has {np.shape(value)[axis]} rows, which {size} devices cannot share evenly")
-    return jax.device_put(batch, NamedSharding(mesh, PartitionSpec(*[None] * axis, "data")))
+    return _placed(batch, NamedSharding(mesh, PartitionSpec(*[None] * axis, "data")))
 
 
 def replicate(tree: Any, mesh: Mesh) -> Any:
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    """Arrays onto every device of the mesh; several processes must have the same ones."""
+    return _placed(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def local(tree: Any) -> Any:
+    """Replicated arrays as this process can use them without the others."""
+    return tree if jax.process_count() == 1 else jax.device_get(tree)
+
+
+def _placed(tree: Any, sharding: NamedSharding) -> Any:
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+
+    def place(value: Any) -> jax.Array:
+        if isinstance(value, jax.Array) and jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(place(jax.random.key_data(value)))
+        host = np.asarray(value)
+        return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+    return jax.tree.map(place, tree)
 
 
 def _jit(update: Callable, mesh: Mesh) -> Update:

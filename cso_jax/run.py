@@ -17,6 +17,7 @@ from cso_jax.checkpoints import Checkpoints, fit_structure
 from cso_jax.envs.protocol import EnvSpec, EvalInit, TrainInit
 from cso_jax.policies.agent import Agent
 from cso_jax.policies.interface import Policy, Sampling, SkillPolicy, Variables
+from cso_jax.processes import Made, Meeting
 from cso_jax.rollout.episodes import ActFn, EpisodeRecord, EpisodeRequest, Interrupted, PoolStats
 from cso_jax.rollout.runner import EpisodeRunner, make_runner
 
@@ -50,6 +51,7 @@ class Run:
     stop: threading.Event
     state_ranges: Mapping[str, int]
     file_versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    meeting: Meeting | None = None
     _runner: EpisodeRunner | None = None
     _counted: dict[str, float] = dataclasses.field(default_factory=dict)
     _retired: PoolStats = dataclasses.field(default_factory=PoolStats)  # of runners that were closed
@@ -65,6 +67,15 @@ class Run:
         if self._runner is None:
             self._runner = make_runner(self.config, self.settings, history=self.policy.wants.history)
         return self._runner
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process runs episodes, evaluates and reports: of several, only one does."""
+        return self.meeting is None or self.meeting.processes.leads
+
+    def shared(self, name: str, make: Callable[[], Made]) -> Made:
+        """`make()`, by the process that leads: the others wait for what it gave. Each name is used once in a run."""
+        return make() if self.meeting is None else self.meeting.shared(name, make)
 
     def key(self, *path: str | int) -> jax.Array:
         """The PRNG key of a place in the run; the same place always has the same key."""

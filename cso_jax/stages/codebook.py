@@ -83,7 +83,7 @@ def run_stage(run: Run) -> None:
     )
     if not usage.exists():
         rows = np.arange(0, len(windows), max(1, len(windows) // 20_000))
-        skills = tokenise_all(run, state.variables, windows, rows)
+        skills = tokenise_all(run, learner.local(state.variables), windows, rows)
         counts = np.bincount(skills.ravel(), minlength=codes)
         atomic_write_text(usage, json.dumps({"counts": counts.tolist(), "perplexity": _perplexity(counts)}))
 

@@ -67,12 +67,8 @@ def run_stage(run: Run) -> None:
     learnt = all(run.finished(name) for name in learners)
     if learnt and not run.config.rsft.demo_fraction:
         return
-    if run.config.data == "official":
-        _check_official(run)
-    elif run.config.data == "stored":
-        _check_stored(run)
-    else:
-        _make(run)
+    make = {"official": _check_official, "stored": _check_stored}.get(run.config.data, _make)
+    run.shared(STAGE, lambda: make(run))
 
 
 def _check_official(run: Run) -> None:

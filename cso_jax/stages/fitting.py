@@ -191,6 +191,8 @@ def fit(
         for span, arrays in prefetched(functools.partial(_stacked, batch), calls):
             with run.clock.phase("update"):
                 keys = jax.vmap(functools.partial(jax.random.fold_in, key))(np.array(span))
+                if run.mesh.is_multi_process:
+                    keys = learner.replicate(keys, run.mesh)
                 state, metrics = together(state, learner.shard(arrays, run.mesh, axis=1), keys)
                 recent.append(metrics)
                 done = span.stop

@@ -86,7 +86,7 @@ def summary_with_validation(run: Run, validation: Rows | None):
     def summarise(state: learner.LearnerState, rows: list[dict[str, np.ndarray]]) -> dict[str, float]:
         values = {name: float(np.mean([row[name] for row in rows])) for name in rows[0] if name != "loss"}
         if held_out is not None:
-            values["validation_loss"] = float(loss(state.variables, held_out))
+            values["validation_loss"] = float(loss(learner.local(state.variables), held_out))
         return values
 
     return summarise

@@ -68,7 +68,7 @@ def run_stage(run: Run) -> None:
     """
     if run.finished(STAGE):
         return
-    cursors = collect(run)
+    cursors = run.shared(STAGE, lambda: collect(run))
     _report_tasks(run, cursors)
     variables = run.variables("imitation")
     settings = run.config.rsft

@@ -1,5 +1,6 @@
 """Stage spo: groups of episodes from one initial state -> clipped policy-gradient updates (Algorithm 1, stage 2)."""
 
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -92,7 +93,8 @@ def run_stage(run: Run) -> None:
         for iteration in range(first, settings.iterations):
             started = time.monotonic()
             try:
-                groups, outcomes = collect(run, state.variables, iteration, memory)
+                collected = functools.partial(_collected, run, learner.local(state.variables), iteration, memory)
+                groups, outcomes, memory = run.shared(f"{STAGE}_{iteration}", collected)
             except Stopped:
                 save(iteration, final=False)
                 raise
@@ -190,6 +192,11 @@ def _without_critic(state: LearnerState) -> Any:
     }
 
 
+def _collected(run: Run, variables: Variables, iteration: int, memory: dict[str, list]):
+    """What `collect` gives, and the memory as it left it."""
+    return *collect(run, variables, iteration, memory), memory
+
+
 def collect(
     run: Run, variables: Variables, iteration: int, memory: dict[str, list]
 ) -> tuple[GroupBatch, list[tuple[str, bool]]]:
@@ -266,6 +273,9 @@ def _improve(
     collected: list[dict[str, Any]] = []
     with run.clock.phase("update"):
         state, material = _material(run, state, groups, iteration, reference)
+        key = run.key(STAGE)
+        if run.mesh.is_multi_process:
+            key = learner.replicate(key, run.mesh)
         for epoch in range(settings.epochs):
             seed = run.seed(STAGE, "order", iteration, epoch)
             for batch in minibatches(
@@ -275,7 +285,7 @@ def _improve(
                 item_id=objective.item_id,
                 item_count=objective.item_count,
             ):
-                state, metrics = update(state, learner.shard(batch, run.mesh), run.key(STAGE))
+                state, metrics = update(state, learner.shard(batch, run.mesh), key)
                 collected.append(metrics)
         rows = jax.device_get(collected)
     watched = np.array([[row["loss"], row["grad_norm"]] for row in rows])
