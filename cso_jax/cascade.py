@@ -45,6 +45,8 @@ def run_cascade(
         for stage in table.enabled(config):
             provenance.begin(config, workdir, stage.name)
             step(stage.name, stage.function)
+            if meeting is not None:
+                meeting.take_over(stage.name)
             provenance.finish(config, workdir, stage.name)
             for evaluation in table.evaluations(config, after=stage.name) if run.leads else ():
                 step(f"evaluate {evaluation.name}", run_evaluation, evaluation.name)

@@ -46,6 +46,7 @@ class Checkpoints:
             self._alias,
             options=ocp.CheckpointManagerOptions(
                 max_to_keep=self._keep,
+                create=False,
                 enable_async_checkpointing=False,
                 cleanup_tmp_directories=True,
                 multiprocessing_options=_on_its_own(),
@@ -56,12 +57,12 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def save(self, step: int, tree: Any, meta: dict | None = None) -> None:
-        """Write `tree` as `step`; a finished checkpoint of that step is left as it is.
+        """Write `tree` as `step`; a finished checkpoint of that step is left as it is. Of several processes one writes.
 
         Raises CheckpointError if the first one that is written here does not read back as it was: better now than
         after hours of training.
         """
-        if step in self._manager.all_steps():
+        if step in self._manager.all_steps() or jax.process_index() != 0:
             return
         self._manager.save(
             step, args=ocp.args.Composite(tree=ocp.args.StandardSave(tree), meta=ocp.args.JsonSave(meta or {}))
@@ -130,7 +131,7 @@ class Checkpoints:
 
 
 def _on_its_own() -> ocp.options.MultiprocessingOptions:
-    """Each process of a run has folders of its own, and waits for no other."""
+    """A process waits for no other: the first one writes, the others read copies."""
     if jax.process_count() == 1:
         return ocp.options.MultiprocessingOptions()
     number = jax.process_index()

@@ -30,7 +30,6 @@ _FOLDER = ".processes"
 _HEARTBEAT_S = 30
 _LOOK_S = 0.1
 _SHARED = ("demos", "rsft")  # folders of the leader that followers read
-_COPIED = ("checkpoints",)
 _FILES = ("config.json", "stages.json", "files.json", "task_embedding.npz")
 _ENDED = "ended"
 
@@ -93,6 +92,12 @@ class Meeting:
         threading.Thread(target=self._end_with_leader, name="leader", daemon=True).start()
         atomic_write_bytes(self._folder / f"taken_over_{self.processes.number}", b"")
 
+    def take_over(self, stage: str) -> None:
+        """After a stage of every process: followers have what the leader's left, which alone writes checkpoints."""
+        self.shared(f"left_{stage}", lambda: None)
+        if not self.processes.leads:
+            _copy(self.workdir, self.processes.folder(self.workdir), f"checkpoints/{stage}")
+
     def leave(self, status: int) -> None:
         """End with the others: when the leader is done, or at once where something went wrong."""
         import jax
@@ -145,19 +150,23 @@ def _random_number():
 
 def _mirror(leader: Path, own: Path) -> None:
     """What a run would find in the leader's folder, in a follower's own."""
-    for name in (*_COPIED, *_FILES, *_SHARED):
+    for name in (*_FILES, *_SHARED):
         place = own / name
         if place.is_symlink() or place.is_file():
             place.unlink()
         elif place.exists():
             shutil.rmtree(place)
-    for name in _COPIED:
-        if (leader / name).exists():
-            shutil.copytree(leader / name, own / name)
+    _copy(leader, own, "checkpoints")
     for name in _FILES:
         if (leader / name).exists():
             shutil.copy(leader / name, own / name)
     _link(leader, own)
+
+
+def _copy(leader: Path, own: Path, name: str) -> None:
+    shutil.rmtree(own / name, ignore_errors=True)
+    if (leader / name).exists():
+        shutil.copytree(leader / name, own / name)
 
 
 def _link(leader: Path, own: Path) -> None:
