@@ -9,6 +9,7 @@ machines are alike (XLA's results may differ between kinds of CPU, and with thei
 import collections
 import dataclasses
 import importlib.util
+import socket
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from cso_jax.rollout.episodes import ActFn, EpisodeRecord, EpisodeRequest, Inter
 from cso_jax.rollout.pool import START_ATTEMPTS, STOP_POLL_S, WorkerPool
 from cso_jax.rollout.worker import MakeEnvironments
 
+_CONNECT_S = 10.0
 _WAVES_PER_UNIT = 2  # requests of a unit for each slot of an actor: fewer idle at its end, more travel more often
 
 
@@ -187,8 +189,9 @@ class RayRunner:
         if not ray.is_initialized():
             own = {} if self._address else {"include_dashboard": False}
             try:
+                _require_listening(self._address)
                 ray.init(self._address or "local", log_to_driver=False, configure_logging=False, **own)
-            except (ConnectionError, ValueError) as error:
+            except (OSError, ValueError) as error:
                 raise RolloutError(
                     f"no Ray cluster at {self._address!r} (config.rollout.ray.address): {_line(error)}; start one with "
                     "`ray start --head`, or set --config.rollout.ray.address= for one of this run's own"
@@ -293,6 +296,13 @@ def _on_host(act: AgentAct) -> AgentAct:
     """The same with its variables as numpy arrays and without a clock, which is this process's own."""
     variables = jax.tree.map(np.asarray, jax.device_get(act.agent.variables))
     return dataclasses.replace(act, agent=dataclasses.replace(act.agent, variables=variables), clock=None)
+
+
+def _require_listening(address: str) -> None:
+    """Raises OSError where nobody listens at HOST:PORT: Ray itself would wait there for many minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=_CONNECT_S).close()
 
 
 def _line(error: BaseException) -> str:
