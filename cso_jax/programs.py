@@ -6,7 +6,6 @@ import platform
 from pathlib import Path
 
 _CPU_FACTS = ("model name", "flags", "Features")  # of /proc/cpuinfo
-_WORTH_KEEPING_S = 0.2
 
 
 def keep_programs() -> Path | None:
@@ -29,7 +28,7 @@ def keep_programs() -> Path | None:
     if not os.access(folder, os.W_OK):
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", _WORTH_KEEPING_S)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     return folder
 
 

@@ -8,7 +8,6 @@ import sys
 CODE = """
 import json, sys, jax, jax.numpy as jnp
 from cso_jax import programs, telemetry
-programs._WORTH_KEEPING_S = 0.0
 folder = programs.keep_programs()
 clock = telemetry.PhaseClock()
 clock.watch_compilation()
