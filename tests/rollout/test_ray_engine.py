@@ -136,9 +136,8 @@ def test_what_it_cannot_do_is_one_line(cluster, act):
     one.close()
 
 
-def test_no_cluster_is_one_line(act):
-    if ray.is_initialized():
-        ray.shutdown()
+def test_no_cluster_is_one_line(act, monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
     one = runner(address="127.0.0.1:1")
     with pytest.raises(RolloutError, match=r"no Ray cluster at '127\.0\.0\.1:1'"):
         one.run(requests(), act, keep_observations=False)
