@@ -26,11 +26,8 @@ _CONNECT_S = 10.0
 _WAVES_PER_UNIT = 2  # requests of a unit for each slot of an actor: fewer idle at its end, more travel more often
 
 
-@dataclasses.dataclass(frozen=True)
-class _Unit:
-    """Requests that an actor runs in one go, by their places in the call."""
-
-    places: tuple[int, ...]
+_Unit = tuple[int, ...]
+"""Requests that an actor runs in one go, by their places in the call."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -99,7 +96,7 @@ class RayRunner:
         ray = self._start()
         started = time.perf_counter()
         self._calls += 1
-        agent = ray.put((_on_host(act), self._calls))
+        agent = ray.put(_on_host(act))
         records: list[EpisodeRecord | None] = [None] * len(requests)
         waiting = collections.deque(self._units(len(requests)))
         attempts: collections.Counter[_Unit] = collections.Counter()
@@ -114,7 +111,7 @@ class RayRunner:
                 idle = [host for host in tuple(self._hosts) if id(host) not in busy and self._is_ready(ray, host)]
                 for host in idle[: len(waiting)]:
                     unit = waiting.popleft()
-                    chosen = [requests[place] for place in unit.places]
+                    chosen = [requests[place] for place in unit]
                     given = agent if host.parameters != self._calls else None
                     host.parameters = self._calls
                     running[host.handle.run.remote(given, chosen, keep_observations)] = (unit, host)
@@ -136,7 +133,7 @@ class RayRunner:
                     if found is None:
                         waiting.appendleft(unit)
                         continue
-                    for place, record in zip(unit.places, found, strict=True):
+                    for place, record in zip(unit, found, strict=True):
                         # The request that was asked for, not its copy from another process.
                         records[place] = record = dataclasses.replace(record, request=requests[place])
                         if on_episode is not None:
@@ -161,28 +158,30 @@ class RayRunner:
     def _take(self, ray: Any, answer: Any, unit: _Unit, host: _Host, attempts: collections.Counter[_Unit]) -> Any:
         """The records of a unit, None where it must be run again. Raises RolloutError where that is pointless."""
         try:
-            records, stats = ray.get(answer)
+            records, stats, lines = ray.get(answer)
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, RolloutError):
                 raise error.cause from None
             raise RolloutError(f"an actor failed: {_line(error.cause or error)}") from error
         except ray.exceptions.RayError as error:  # the actor, its machine, or what it had made is gone
             attempts[unit] += 1
-            self._log(f"a rollout actor is gone, {len(unit.places)} episodes run again; {_line(error)}")
+            self._log(f"a rollout actor is gone, {len(unit)} episodes run again; {_line(error)}")
             if attempts[unit] >= self._max_attempts:
                 raise RolloutError(
-                    f"{len(unit.places)} episodes were lost {attempts[unit]} times with their actor: {_line(error)}; "
+                    f"{len(unit)} episodes were lost {attempts[unit]} times with their actor: {_line(error)}; "
                     "see the logs of Ray, or lower config.rollout.slots"
                 ) from None
             self._replace(ray, host)
             return None
         self.stats = self.stats.plus(stats)
+        for line in lines:
+            self._log(line)
         return records
 
     def _units(self, count: int) -> list[_Unit]:
         """All places in order, in units that every actor gets some of."""
         size = min(_WAVES_PER_UNIT * self._slots * self._cpus, -(-count // len(self._hosts)))
-        return [_Unit(tuple(range(first, min(first + size, count)))) for first in range(0, count, max(size, 1))]
+        return [tuple(range(first, min(first + size, count))) for first in range(0, count, max(size, 1))]
 
     def _start(self) -> Any:
         ray = _ray()
@@ -268,16 +267,17 @@ class ActorPool:
         return True
 
     def run(
-        self, given: tuple[AgentAct, int] | None, requests: Sequence[EpisodeRequest], keep_observations: bool
-    ) -> tuple[list[EpisodeRecord], PoolStats]:
-        """Records of the requests, and what the pool did for them; `given` brings another agent."""
+        self, given: AgentAct | None, requests: Sequence[EpisodeRequest], keep_observations: bool
+    ) -> tuple[list[EpisodeRecord], PoolStats, list[str]]:
+        """Records of the requests, what the pool did for them, and what it said; `given` brings another agent."""
         if given is not None:
-            self._act = given[0].on_device()
+            self._act = given.on_device()
         assert self._act is not None
         self._pool.stats = PoolStats()
+        self._lines.clear()
         records = self._pool.run(requests, self._act, keep_observations=keep_observations)
         # Actors wait side by side: how long it took is for the runner to say.
-        return records, dataclasses.replace(self._pool.stats, wait_s=0.0, run_s=0.0)
+        return records, dataclasses.replace(self._pool.stats, wait_s=0.0, run_s=0.0), list(self._lines)
 
 
 def available() -> bool:
