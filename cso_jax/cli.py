@@ -14,7 +14,7 @@ from pathlib import Path
 from cso_jax import telemetry
 from cso_jax.files import expanded
 from cso_jax.programs import keep_programs
-from cso_jax.stopping import EXIT_INTERRUPTED, EXIT_STOPPED, end_process, stop_on_signals
+from cso_jax.stopping import EXIT_STOPPED, end_process, stop_on_signals
 from cso_jax.telemetry import library_log
 
 EXIT_ERROR = 1
@@ -80,7 +80,7 @@ def _supervised(config, workdir: Path, work, stop: threading.Event) -> int:
         telemetry.log(f"stopped in {where}; everything finished is saved, run the same command to go on")
         return EXIT_STOPPED
     except Exception as error:
-        if not _no_write(error):
+        if not no_write(error):
             if not _stopping(stop):
                 raise
             with contextlib.suppress(OSError), open(details, "a") as file:
@@ -89,7 +89,7 @@ def _supervised(config, workdir: Path, work, stop: threading.Event) -> int:
             return EXIT_STOPPED
         return fail(
             RunError(
-                f"cannot write to {workdir}: {_first_line(error)}; free some space or choose another --workdir, then "
+                f"cannot write to {workdir}: {first_line(error)}; free some space or choose another --workdir, then "
                 "run the same command again: nothing that was saved is lost"
             )
         )
@@ -108,7 +108,7 @@ def _workdir_problem(workdir: Path) -> str:
             return f"{workdir} is a file; --workdir must be a folder, or a new name"
         workdir.mkdir(parents=True, exist_ok=True)
     except (OSError, ValueError) as error:
-        return f"cannot write to {workdir}: {_first_line(error)}; choose another --workdir"
+        return f"cannot write to {workdir}: {first_line(error)}; choose another --workdir"
     return ""
 
 
@@ -120,20 +120,20 @@ def device_problem() -> str:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # both come when the platform that is asked for is not there
         wanted = os.environ.get("JAX_PLATFORMS", "")
-        reason = f" ({_first_line(error)[:100]})" if str(error) else ""
+        reason = f" ({first_line(error)[:100]})" if str(error) else ""
         asked = f"JAX_PLATFORMS={wanted}, and JAX finds no such device here" if wanted else "JAX finds no device"
         return f"{asked}{reason}: unset JAX_PLATFORMS, set it to cpu, or install JAX for it (pip install -e '.[cuda]')"
     return ""
 
 
-def _no_write(error: Exception) -> bool:
+def no_write(error: Exception) -> bool:
     """Whether a full or read-only disk is behind an error: libraries wrap it in types of their own."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
         return True
     return any(text in str(error) for text in ("No space left on device", "Disk quota exceeded"))
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
@@ -165,10 +165,13 @@ def _shortened(line: str) -> str:
 
 
 def run_command(command) -> None:
-    """End the process with what `command()` returns; after a signal without waiting for anything else."""
+    """End the process with what `command()` returns; after a signal or an error without waiting for anything else.
+
+    What libraries still do at an exit, such as writing their files to a full disk, would follow the error line.
+    """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     status = command()
-    if status in (EXIT_INTERRUPTED, EXIT_STOPPED):
+    if status:
         end_process(status)
     sys.exit(status)
 

@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 from cso_jax import config as configs
 from cso_jax import envs, learner, telemetry
 from cso_jax.checkpoints import Checkpoints
-from cso_jax.cli import device_problem, fail
+from cso_jax.cli import device_problem, fail, first_line, no_write, run_command
 from cso_jax.data.language import embeddings
 from cso_jax.files import atomic_write_text
 from cso_jax.interop.torch_files import Tensor, TorchFile, TorchFileError
@@ -349,8 +349,12 @@ def main(arguments: list[str] | None = None) -> int:
         return fail(error)
     except OSError as error:
         return fail(QuestError(f"{error.filename or arguments[0]}: {error.strerror or error}"))
+    except Exception as error:  # orbax's own, of a full disk
+        if not no_write(error):
+            raise
+        return fail(QuestError(f"cannot write the run: {first_line(error)}; free some space, or give another OUT"))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -1,5 +1,8 @@
 """All commands under one name: what it says of itself, and that a command gets its arguments."""
 
+import subprocess
+import sys
+
 import pytest
 
 from cso_jax import __main__ as commands
@@ -34,3 +37,14 @@ def test_a_command_gets_its_arguments(capsys, arguments, status, said):
     assert commands.main(arguments) == status
     captured = capsys.readouterr()
     assert said in captured.out + captured.err
+
+
+def test_nothing_follows_an_error_line(tmp_path):
+    script = """
+import atexit, sys
+from cso_jax.cli import fail, run_command
+atexit.register(lambda: print("a library's complaint", file=sys.stderr))
+run_command(lambda: fail(OSError("no space")))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (1, "error: no space\n")
