@@ -18,6 +18,7 @@ from cso_jax.stopping import EXIT_STOPPED, end_process, stop_on_signals
 from cso_jax.telemetry import library_log
 
 EXIT_ERROR = 1
+_FULL = ("No space left on device", "Disk quota exceeded")
 LONGEST_LINE = 299  # of an error, in characters
 
 
@@ -38,7 +39,7 @@ def supervised(config, workdir: Path, work) -> int:
     explanations to `workdir/errors.log`.
     """
     stop = threading.Event()
-    with stop_on_signals(stop) as received:
+    with stop_on_signals(stop) as received, library_log.threads_to(workdir / "log.txt"):
         status = _supervised(config, workdir, work, stop)
         return received.exit_status or status
 
@@ -130,12 +131,16 @@ def no_write(error: Exception) -> bool:
     """Whether a full or read-only disk is behind an error: libraries wrap it in types of their own."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
         return True
-    return any(text in str(error) for text in ("No space left on device", "Disk quota exceeded"))
+    return any(text in str(error) for text in _FULL)
 
 
 def first_line(error: Exception) -> str:
+    """What an error says, as short as it is understood."""
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)
+    for text in _FULL:
+        if text in str(error):
+            return text
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 

@@ -3,6 +3,8 @@
 import contextlib
 import logging
 import sys
+import threading
+import traceback
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,6 +61,27 @@ def libraries_to(path: PathLike) -> Iterator[None]:
         for logger, handler in moved:
             logger.addHandler(handler)
         file.close()
+
+
+@contextlib.contextmanager
+def threads_to(path: PathLike) -> Iterator[None]:
+    """Within the block, what ends threads of libraries is appended to the file at `path`, not written to stderr.
+
+    Where a checkpoint cannot be written, each of orbax's pending writes ends in a traceback of its own, around the line
+    that says so.
+    """
+
+    def note(error: BaseException | None) -> None:
+        with contextlib.suppress(OSError), open(path, "a", encoding="utf-8") as file:
+            traceback.print_exception(error, file=file)
+
+    before = sys.excepthook, threading.excepthook
+    sys.excepthook = lambda kind, error, trace: note(error)  # what C++ threads call
+    threading.excepthook = lambda ended: note(ended.exc_value)
+    try:
+        yield
+    finally:
+        sys.excepthook, threading.excepthook = before
 
 
 def _show_warning(

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import sys
+import threading
 import warnings
 
 import pytest
@@ -66,3 +67,16 @@ def test_a_log_that_cannot_be_written_stops_nothing_and_says_nothing(tmp_path, c
     with chatty_libraries() as chatty, library_log.libraries_to(tmp_path / place):
         chatty[1].warning("lost")
     assert capsys.readouterr().err == ""
+
+
+def test_what_ends_a_thread_goes_to_the_file(tmp_path, capsys):
+    before = sys.excepthook, threading.excepthook
+    with library_log.threads_to(tmp_path / "log.txt"):
+        thread = threading.Thread(target=lambda: 1 / 0)
+        thread.start()
+        thread.join()
+        sys.excepthook(OSError, OSError("from C++"), None)
+    assert (sys.excepthook, threading.excepthook) == before
+    assert capsys.readouterr().err == ""
+    text = (tmp_path / "log.txt").read_text()
+    assert "ZeroDivisionError: division by zero" in text and "OSError: from C++" in text
