@@ -34,7 +34,7 @@ class AdaptiveDecoderLayer(nn.Module):
     ) -> jax.Array:
         """`x [B, S, D]` attending to `memory [B, M, D]` under a `condition [B, D]`, to `[B, S, D]`."""
         chex.assert_shape([x, memory], (None, None, self.width))
-        chex.assert_shape(condition, (len(x), self.width))
+        chex.assert_shape(condition, (None, self.width))
         modulation = self.modulation(jax.nn.silu(condition))[:, None]
         shift_1, scale_1, gate_1, shift_3, scale_3, gate_3 = jnp.split(modulation, 6, axis=-1)
         seen = (1.0 + scale_1) * self.norm1(x) + shift_1

@@ -54,7 +54,7 @@ class _Growth(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         even, odd = jnp.split(kernel, 2)
         steps = [jnp.concatenate([before, x], axis=-1) @ even, jnp.concatenate([x, after], axis=-1) @ odd]
-        return jnp.stack(steps, axis=2).reshape(len(x), 2 * x.shape[1], self.features) + bias
+        return jnp.stack(steps, axis=2).reshape(x.shape[0], 2 * x.shape[1], self.features) + bias
 
 
 class _Block(nn.Module):

@@ -167,7 +167,7 @@ class ACTNetwork(nn.Module):
         """Chunks `[B, T, A]`: nothing is drawn, z is its prior's mean."""
         del keys, sampling
         seen, task = self.see(observation, train=False), self.task(observation["task"])
-        predicted = self._predict(seen, task, jnp.zeros((len(task), self.style)), False)
+        predicted = self._predict(seen, task, jnp.zeros((task.shape[0], self.style)), False)
         if not self.bins:
             return predicted
         return centre_of(jnp.argmax(predicted, axis=-1), self.bins) * jnp.asarray(self.bounds)
@@ -175,7 +175,7 @@ class ACTNetwork(nn.Module):
     def _style(self, seen: jax.Array, task: jax.Array, chunk: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
         """Mean and log-variance of z, each `[B, Z]`, from task, states (not cameras) and chunk."""
         states = seen[:, len(self.inputs.images) :]
-        query = jnp.broadcast_to(self.style_query, (len(task), 1, self.width))
+        query = jnp.broadcast_to(self.style_query, (task.shape[0], 1, self.width))
         x = jnp.concatenate([query, task[:, None], states, self.style_actions(chunk)], axis=1)
         positions = positional_encoding(x.shape[1], self.width)
         for layer in self.styling:
@@ -188,7 +188,7 @@ class ACTNetwork(nn.Module):
         memory = jnp.concatenate([self.style_in(style)[:, None], task[:, None], seen], axis=1)
         for layer in self.encoding:
             memory = layer(memory, self.positions, deterministic=not train)
-        x = jnp.zeros((len(task), self.chunk_length, self.width))
+        x = jnp.zeros((task.shape[0], self.chunk_length, self.width))
         for decoder in self.decoding:
             x = decoder(x, memory, self.queries, self.positions, deterministic=not train)
         found = self.head(x)

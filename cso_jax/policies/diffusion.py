@@ -149,7 +149,7 @@ class DiffusionNetwork(nn.Module):
         """The mean squared error of the predicted noise; one step and one noise per row."""
         chex.assert_shape(chunk, (None, self.chunk_length, self.action_dim))
         step_key, noise_key = jax.random.split(self.make_rng("noise"))
-        steps = jax.random.randint(step_key, (len(chunk),), 0, self.diffusion_steps)
+        steps = jax.random.randint(step_key, (chunk.shape[0],), 0, self.diffusion_steps)
         noise = jax.random.normal(noise_key, chunk.shape)
         share = jnp.asarray(cosine_schedule(self.diffusion_steps), jnp.float32)[steps][:, None, None]
         noisy = jnp.sqrt(share) * chunk + jnp.sqrt(1.0 - share) * noise
@@ -168,7 +168,7 @@ class DiffusionNetwork(nn.Module):
 
         def step(x, at):
             number, now, then = at
-            noise = apply(unet, variables, x, jnp.broadcast_to(number, (len(x),)), condition)
+            noise = apply(unet, variables, x, jnp.broadcast_to(number, (x.shape[0],)), condition)
             return ddim_step(x, noise, now, then, limit), None
 
         start = sampling.temperature * normal(keys, (self.chunk_length, self.action_dim))
@@ -177,4 +177,6 @@ class DiffusionNetwork(nn.Module):
 
     def _condition(self, observation: Rows, train: bool) -> jax.Array:
         tokens = self.see(observation, train=train)
-        return jnp.concatenate([self.seen(tokens.reshape(len(tokens), -1)), self.task(observation["task"])], axis=-1)
+        return jnp.concatenate(
+            [self.seen(tokens.reshape(tokens.shape[0], -1)), self.task(observation["task"])], axis=-1
+        )

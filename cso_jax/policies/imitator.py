@@ -193,7 +193,7 @@ class Imitator:
             sampling,
             method="act",
         )
-        chex.assert_shape(chunk, (len(keys), self.chunk_length, self.action_dim))
+        chex.assert_shape(chunk, (None, self.chunk_length, self.action_dim))
         return Decision(chunk[:, :execution_horizon])
 
     def _acting(self, variables: Variables) -> dict[str, Any]:

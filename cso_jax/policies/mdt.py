@@ -161,7 +161,7 @@ class MDTNetwork(nn.Module):
         """The mean squared error of F; one size and one noise per row."""
         chex.assert_shape(chunk, (None, self.chunk_length, self.action_dim))
         size_key, noise_key = jax.random.split(self.make_rng("noise"))
-        sigma = noise_sizes(size_key, len(chunk), self.sigma_data, self.sigma_min, self.sigma_max)[:, None, None]
+        sigma = noise_sizes(size_key, chunk.shape[0], self.sigma_data, self.sigma_min, self.sigma_max)[:, None, None]
         noisy = chunk + sigma * jax.random.normal(noise_key, chunk.shape)
         skip, out, into = preconditioning(sigma, self.sigma_data)
         found = self.denoiser(into * noisy, sigma[:, 0, 0], self._memory(observation, train), deterministic=not train)
@@ -176,7 +176,7 @@ class MDTNetwork(nn.Module):
         def step(x, at):
             now, then = at
             skip, out, into = preconditioning(now, self.sigma_data)
-            clean = skip * x + out * apply(denoiser, variables, into * x, jnp.broadcast_to(now, (len(x),)), memory)
+            clean = skip * x + out * apply(denoiser, variables, into * x, jnp.broadcast_to(now, (x.shape[0],)), memory)
             return ddim_step(x, clean, now, then), None
 
         start = sampling.temperature * self.sigma_max * normal(keys, (self.chunk_length, self.action_dim))

@@ -44,7 +44,7 @@ class ChunkAutoencoder(nn.Module):
 
     def encode(self, chunk: jax.Array) -> jax.Array:
         chex.assert_shape(chunk, (None, self.chunk_length, self.action_dim))
-        return self.encoder(chunk.reshape(len(chunk), -1))
+        return self.encoder(chunk.reshape(chunk.shape[0], -1))
 
     def decode(self, latent: jax.Array) -> jax.Array:
         return self.decoder(latent).reshape(-1, self.chunk_length, self.action_dim)
@@ -69,7 +69,7 @@ class HistoryEncoder(nn.Module):
             self.width, inputs.lowdim, inputs.images, history=inputs.history,
             image_width=self.image_width, lowdim_hidden=self.lowdim_hidden, norm=self.norm, name="see",
         )(observation, train=train)  # fmt: skip
-        seen = Linear(self.width, name="seen")(seen.reshape(len(seen), inputs.history, -1))
+        seen = Linear(self.width, name="seen")(seen.reshape(seen.shape[0], inputs.history, -1))
         task = TaskToken(self.width, inputs.task_dim, inputs.task_kind, name="task")(observation["task"])
         return jnp.concatenate([task[:, None], seen], axis=1)
 
@@ -125,13 +125,13 @@ class CodePrior(nn.Module):
 
     def offset_of(self, hidden: jax.Array, codes: jax.Array) -> jax.Array:
         """The offset `[B, T, A]` of the chunk with these codes."""
-        table = self.offset_head(hidden).reshape(len(hidden), self.books, self.codes, -1)
+        table = self.offset_head(hidden).reshape(hidden.shape[0], self.books, self.codes, -1)
         chosen = jnp.take_along_axis(table, codes[:, :, None, None], axis=2)[:, :, 0]
         return jnp.sum(chosen, axis=1).reshape(-1, self.chunk_length, self.action_dim)
 
     def drawn(self, hidden: jax.Array, keys: jax.Array, temperature: float, top_k: int) -> Sample:
         """One code per codebook and row, with the distributions they were drawn from."""
-        codes = jnp.zeros((len(hidden), self.books), jnp.int32)
+        codes = jnp.zeros((hidden.shape[0], self.books), jnp.int32)
         parts: list[tuple[jax.Array, ...]] = []
         supports: list[Any] = []
         for book in range(self.books):

@@ -168,7 +168,7 @@ class ResidualSkillPolicy:
             train=True,
             mutable=["batch_stats"],
         )
-        row_keys = jax.random.split(keys[2], len(context))
+        row_keys = jax.random.split(keys[2], context.shape[0])
         logits, drawn, offset = apply(
             self.prior, {"params": trainable["prior"]}, context, batch["skill"], row_keys,
             deterministic=False, rngs={"dropout": keys[1]},
@@ -179,7 +179,7 @@ class ResidualSkillPolicy:
     def held_out_loss(self, variables: Variables, batch: Rows) -> jax.Array:
         """The same without dropout, augmentation or update: for validation."""
         context = self.encode(variables, _without_targets(batch))
-        keys = jax.random.split(jax.random.key(0), len(context))
+        keys = jax.random.split(jax.random.key(0), context.shape[0])
         logits, drawn, offset = apply(
             self.prior, {"params": variables["prior"]}, context, batch["skill"], keys, deterministic=True
         )

@@ -170,7 +170,7 @@ class ResNetTNetwork(nn.Module):
         logits, mean, std = self._mixtures(observation, train)
         if not (self.all_outputs and train):
             logits, mean, std = logits[:, -1:], mean[:, -1:], std[:, -1:]
-        wanted = chunk.reshape(len(chunk), 1, -1)
+        wanted = chunk.reshape(chunk.shape[0], 1, -1)
         likely = mixture_log_prob(logits, mean, std, jnp.broadcast_to(wanted, (*logits.shape[:2], wanted.shape[-1])))
         return -jnp.mean(likely.astype(jnp.float32)), {}
 
@@ -190,17 +190,17 @@ class ResNetTNetwork(nn.Module):
         """Logits `[B, N, M]`, means and standard deviations `[B, N, M, T * A]` of every frame."""
         frames = self.inputs.history
         seen = self.see(observation, train=train)
-        seen = seen.reshape(len(seen), frames, -1, self.width)
-        task = jnp.broadcast_to(self.task(observation["task"])[:, None, None], (len(seen), frames, 1, self.width))
+        seen = seen.reshape(seen.shape[0], frames, -1, self.width)
+        task = jnp.broadcast_to(self.task(observation["task"])[:, None, None], (seen.shape[0], frames, 1, self.width))
         x = jnp.concatenate([task, seen], axis=2)
         x = x + frame_positions(frames, self.width)[None, :, None]
         inputs = x.shape[2]
-        x = x.reshape(len(x), frames * inputs, self.width)
+        x = x.reshape(x.shape[0], frames * inputs, self.width)
         frame_of = np.arange(frames * inputs) // inputs
         mask = frame_of[None, None, :, None] >= frame_of[None, None, None, :]
         for layer in self.transforming:
             x = layer(x, mask, deterministic=not train)
-        x = x.reshape(len(x), frames, inputs, self.width)[:, :, 0]
+        x = x.reshape(x.shape[0], frames, inputs, self.width)[:, :, 0]
         for linear in self.head_layers:
             x = jax.nn.relu(linear(x))
         x = self.head_out(x)

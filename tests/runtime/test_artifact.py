@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from support import served
+from support import kinds, served
 
 from cso_jax import config as configs
 from cso_jax import export as command
@@ -30,12 +30,13 @@ FAKE = Path(__file__).parents[1] / "configs" / "fake.py"
 
 def untrained(workdir: Path, *changes: tuple[str, str]) -> Path:
     """A workdir whose imitation policy is what it was before its first step."""
-    config = configs.load(str(FAKE), [("reference.enabled", "True"), *changes])
+    own = dict(changes).get("policy.name", "quest") == "quest"
+    config = configs.load(str(FAKE), [("reference.enabled", str(own)), *changes])
     run = open_run(config, workdir)
-    for stage, variables in (
-        ("imitation", run.fresh_variables(jax.random.key(1))),
-        ("reference", table.reference._direct(run).fresh_variables(jax.random.key(2))),
-    ):
+    made = {"imitation": run.fresh_variables(jax.random.key(1))}
+    if own:
+        made["reference"] = table.reference._direct(run).fresh_variables(jax.random.key(2))
+    for stage, variables in made.items():
         Checkpoints(workdir / "checkpoints" / stage).save(3, {"trainable": variables, "fixed": {}}, {"final": True})
     run.close()
     return workdir
@@ -97,10 +98,11 @@ def test_relative_chunks_are_answered_absolute_and_in_units():
     np.testing.assert_allclose(chunk[:, :, 6], 0.06, rtol=1e-5)
 
 
-def rows(count, seed=0):
+def rows(count, seed=0, history=1):
     random = np.random.default_rng(seed)
+    steps = (history,) if history > 1 else ()
     return (
-        {"state": random.normal(size=(count, 4)).astype(np.float32)},
+        {"state": random.normal(size=(count, *steps, 4)).astype(np.float32)},
         random.integers(0, 3, count).astype(np.int32),
         random.integers(0, 2**32, (count, 2), dtype=np.uint32),
         np.arange(count, dtype=np.int32),
@@ -135,6 +137,17 @@ def test_behaviour_cloning_is_exported_too(made, tmp_path):
     loaded = artifact.load(tmp_path / "bc")
     assert loaded.manifest.policy == "bc"
     np.testing.assert_array_equal(loaded.act(*given), in_process(made[0], "reference", *given))
+
+
+@pytest.mark.parametrize("kind", [k if k == "vqbet" else pytest.param(k, marks=pytest.mark.slow) for k in kinds.TINY])
+def test_every_kind_is_exported(kind, tmp_path):
+    workdir = untrained(tmp_path / "run", *kinds.changes(kind))
+    assert command.main([str(workdir), str(tmp_path / "out"), "--stage=imitation"]) == 0
+    loaded = artifact.load(tmp_path / "out")
+    assert loaded.manifest.policy == kind
+    given = rows(3, history=loaded.manifest.history)
+    # Not always the same bits: a program for any number of rows may be fused otherwise than one for three.
+    np.testing.assert_allclose(loaded.act(*given), in_process(workdir, "imitation", *given), rtol=0, atol=1e-6)
 
 
 def test_the_manifest_says_what_the_policy_reads_and_answers(made):

@@ -4,36 +4,23 @@ import shutil
 
 import numpy as np
 import pytest
-from support import cascade
+from support import cascade, kinds
 from support.cascade import CONFIG, policy_of, sorted_episodes
 
 from cso_jax import config as configs
 from cso_jax import defaults, main, policies
 from cso_jax.files import read_jsonl
 
-_CODES = {"chunk_length": 8, "history": 2, "latent": 8, "autoencoder_hidden": (16,), "width": 16, "layers": 1,
-          "heads": 2, "out": 16, "hidden": (16,)}  # fmt: skip
-TINY = {
-    "act": {"chunk_length": 8, "width": 16, "heads": 2, "feed_forward": 16, "style_layers": 1, "encoder_layers": 1,
-            "decoder_layers": 1, "style": 4},
-    "diffusion": {"chunk_length": 8, "widths": (16, 16), "condition": 16, "diffusion_steps": 10, "denoising_steps": 2},
-    "mdt": {"chunk_length": 8, "width": 16, "heads": 2, "encoder_layers": 1, "decoder_layers": 1, "denoising_steps": 2},
-    "resnet_t": {"chunk_length": 8, "history": 2, "width": 16, "layers": 1, "heads": 2, "head_width": 8,
-                 "hidden": (16,)},
-    "vqbet": _CODES,
-    "star": _CODES,
-}  # fmt: skip
 SKILLS = ("vqbet", "star")
 
 
 def arguments(kind, workdir):
-    values = TINY[kind] | {"name": kind}
-    changes = [f"--config.policy.{key}={value}" for key, value in values.items()]
+    changes = [f"--config.{key}={value}" for key, value in kinds.changes(kind)]
     return [f"--config={CONFIG}", f"--workdir={workdir}", "--config.demos.noise=0.1", *changes]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", TINY)
+@pytest.mark.parametrize("kind", kinds.TINY)
 def test_a_kind_goes_through_its_stages_and_resumes(kind, tmp_path):
     whole = tmp_path / "whole"
     assert main.main(arguments(kind, whole)) == 0
