@@ -43,6 +43,7 @@ _BEFORE = {
     "codebook.action_weight": 1.0,
     "codebook.mixed_share": 0.0,
     "codebook.squared_weight": 0.0,
+    **{f"{stage}.accumulate": 1 for stage in ("codebook", "imitation", "reference", "rsft")},
 }
 
 

@@ -201,6 +201,7 @@ def _optimisation(*, steps: int, batch_size: int, learning_rate: float, final_le
         {
             "steps": steps,
             "batch_size": batch_size,
+            "accumulate": 1,  # parts of a batch that go one after the other, where all of it is too much for the memory
             "learning_rate": learning_rate,
             "final_learning_rate": final_learning_rate,
             "warmup_steps": 0,

@@ -176,20 +176,53 @@ def supervised_update(
     mesh: Mesh,
     *,
     precision: str = "default",
+    accumulate: int = 1,
 ) -> Update:
-    """One step on `loss(trainable, fixed, batch, key)`; the parts that it says have changed are taken over."""
+    """One step on `loss(trainable, fixed, batch, key)`; the parts that it says have changed are taken over.
 
-    def update(state: LearnerState, batch: Batch, key: jax.Array):
+    With `accumulate` parts of the batch go through one after the other, in as much less memory, and their mean gradient
+    makes the one step. That is the step of the whole batch where the loss is a mean over its rows; dropout draws
+    otherwise, and what moves with a batch (running statistics, a codebook's averages) moves once per part.
+    """
+
+    def gradients_of(trainable, fixed, batch, key):
         def loss_fn(trainable):
-            found = loss(trainable, state.fixed, batch, key)
+            found = loss(trainable, fixed, batch, key)
             return found.value, (found.changed, found.metrics)
 
-        (value, (changed, metrics)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.trainable)
-        state = state.replace(fixed={**state.fixed, **changed})
-        metrics = {"loss": value, "grad_norm": optax.tree.norm(gradients), **metrics}
-        return _apply(state, gradients, optimiser), metrics
+        (value, (changed, metrics)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(trainable)
+        return gradients, {**fixed, **changed}, {"loss": value, **metrics}
+
+    def accumulated(trainable, fixed, batch, key):
+        def part(carried, each):
+            sums, fixed = carried
+            gradients, fixed, metrics = gradients_of(trainable, fixed, *each)
+            return (jax.tree.map(jnp.add, sums, gradients), fixed), metrics
+
+        zeros = jax.tree.map(jnp.zeros_like, trainable)
+        parts = _parts(batch, accumulate), jax.random.split(key, accumulate)
+        (sums, fixed), metrics = jax.lax.scan(part, (zeros, fixed), parts)
+        return jax.tree.map(lambda each: each / accumulate, sums), fixed, jax.tree.map(_whole, metrics)
+
+    def update(state: LearnerState, batch: Batch, key: jax.Array):
+        step = gradients_of if accumulate == 1 else accumulated
+        gradients, fixed, metrics = step(state.trainable, state.fixed, batch, key)
+        metrics["grad_norm"] = optax.tree.norm(gradients)
+        return _apply(state.replace(fixed=fixed), gradients, optimiser), metrics
 
     return _jit(at(precision, update), mesh)
+
+
+def _parts(batch: Batch, count: int) -> Batch:
+    """Rows `[B, ...]` as `[count, B / count, ...]`, every `count`-th in one: each device keeps rows of every part."""
+    return jax.tree.map(lambda rows: jnp.swapaxes(rows.reshape(-1, count, *rows.shape[1:]), 0, 1), batch)
+
+
+def _whole(parts: jax.Array) -> jax.Array:
+    """Of a metric by part `[count, ...]` the mean where it is a number, else its rows in the order of the batch."""
+    if parts.ndim == 1:
+        return jnp.mean(parts)
+    return jnp.swapaxes(parts, 0, 1).reshape(-1, *parts.shape[2:])
 
 
 def policy_gradient_update(

@@ -95,6 +95,11 @@ ALGORITHM = [("rsft.strike_rule", "algorithm")]  # ten attempts from each state;
         ([("spo.learning_rate", "inf")], "config.spo.learning_rate must be a finite number; got inf"),
         ([("demos.noise", "nan")], "config.demos.noise must be a finite number; got nan"),
         ([("imitation.warmup_steps", "1501")], "config.imitation.warmup_steps is 1501, but the stage has 1500 steps"),
+        (
+            [("imitation.accumulate", "5")],
+            "config.imitation.accumulate is into how many equal parts a batch is cut, but "
+            "config.imitation.batch_size = 128 and it is 5",
+        ),
         ([("rsft.warmup_steps", "501")], "config.rsft.warmup_steps is 501, but the stage has 500 steps"),
         ([("codebook.squared_weight", "-1")], "config.codebook.squared_weight must not be negative"),
         ([("codebook.learning_rate", "1e-6")], "config.codebook.final_learning_rate is 1e-05, above"),

@@ -11,7 +11,7 @@ import pytest
 
 from cso_jax import defaults, learner
 from cso_jax.envs.protocol import EnvSpec
-from cso_jax.policies.interface import Sampling
+from cso_jax.policies.interface import Loss, Sampling
 from cso_jax.policies.observations import fit_normaliser, normalise
 from cso_jax.policies.quest.policy import QuestPolicy, build
 from cso_jax.stages.spo.objectives import clipped
@@ -158,6 +158,30 @@ def test_several_steps_in_one_call_are_those_steps(devices):
     assert int(several.step) == 3 and metrics["codes"].shape[:2] == (3, ROWS)
     for left, right in zip(jax.tree.leaves(one.trainable), jax.tree.leaves(several.trainable), strict=True):
         np.testing.assert_allclose(left, right, atol=5e-5)
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_a_batch_in_parts_makes_the_step_of_the_whole(devices):
+    rng = np.random.default_rng(0)
+    batch = {"x": rng.normal(size=(ROWS, 3)).astype(np.float32), "y": rng.normal(size=ROWS).astype(np.float32)}
+    mesh = learner.make_mesh(jax.devices()[:devices])
+    optimiser = optax.sgd(0.1)
+
+    def loss(trainable, fixed, batch, key):
+        error = batch["x"] @ trainable["w"] - batch["y"]
+        return Loss(jnp.mean(error**2), {"seen": fixed["seen"] + len(error)}, {"first": batch["x"][:, 0]})
+
+    outcomes = []
+    for accumulate in (1, 4):
+        update = learner.supervised_update(loss, optimiser, mesh, accumulate=accumulate)
+        variables = {"w": jnp.ones(3), "seen": jnp.zeros((), jnp.int32)}
+        state = learner.replicate(learner.start(variables, ("w",), optimiser), mesh)
+        outcomes.append(update(state, learner.shard(batch, mesh), jax.random.key(0)))
+    (whole, whole_metrics), (parts, parts_metrics) = outcomes
+    np.testing.assert_allclose(parts.trainable["w"], whole.trainable["w"], rtol=1e-6)
+    assert int(parts.fixed["seen"]) == int(whole.fixed["seen"]) == ROWS and int(parts.step) == 1
+    for name, value in whole_metrics.items():
+        np.testing.assert_allclose(parts_metrics[name], value, rtol=1e-6, err_msg=name)
 
 
 def test_what_is_frozen_stays():

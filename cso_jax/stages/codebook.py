@@ -74,7 +74,9 @@ def run_stage(run: Run) -> None:
         run,
         STAGE,
         state=learner.start(variables, policy.trained_parts(STAGE, run.config), optimiser),
-        update=learner.supervised_update(loss, optimiser, run.mesh, precision=run.config.precision),
+        update=learner.supervised_update(
+            loss, optimiser, run.mesh, precision=run.config.precision, accumulate=settings.accumulate
+        ),
         batch=lambda step: {"chunk": windows.take(order(step))},
         steps=settings.steps,
         settings=settings,

@@ -34,6 +34,11 @@ def problems(config: ConfigDict, stage: str) -> list[str]:
         found.append(
             f"config.{stage}.warmup_steps is {settings.warmup_steps}, but the stage has {settings.steps} steps"
         )
+    if settings.accumulate < 1 or settings.batch_size % settings.accumulate:
+        found.append(
+            f"config.{stage}.accumulate is into how many equal parts a batch is cut, but "
+            f"config.{stage}.batch_size = {settings.batch_size} and it is {settings.accumulate}"
+        )
     return found
 
 

@@ -72,7 +72,9 @@ def train(run: Run, stage: str, variables: Variables) -> None:
 def update_of(run: Run, optimiser: optax.GradientTransformation, settings: ConfigDict) -> learner.Update:
     """A step of the policy's own loss, as imitation and R-SFT take it."""
     loss = functools.partial(run.policy.loss, augment_images=settings.augment)
-    return learner.supervised_update(loss, optimiser, run.mesh, precision=run.config.precision)
+    return learner.supervised_update(
+        loss, optimiser, run.mesh, precision=run.config.precision, accumulate=settings.accumulate
+    )
 
 
 def summary_with_validation(run: Run, validation: Rows | None):

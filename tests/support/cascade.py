@@ -36,8 +36,8 @@ def command(workdir, *changes: str, config=CONFIG) -> list[str]:
 def start(workdir, environment, *changes: str, config=CONFIG) -> subprocess.Popen[str]:
     """The run in a process group of its own, as a shell or a cluster starts it; its stderr is a pipe."""
     return subprocess.Popen(
-        command(workdir, *changes, config=config),
-        cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        command(workdir, *changes, config=config), cwd=ROOT, env=environment,
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
 
 
