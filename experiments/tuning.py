@@ -1,7 +1,8 @@
 """The learning rate and clip range of every granularity, found with the same effort for each; not in the paper.
 
 Nine runs per granularity: the paper's range and two wider ones, each at half, once and twice the suite's learning rate,
-for half of the suite's iterations. Use seeds that nothing else reports (`--seeds=11,12`), and compare what wins on others.
+for half of the suite's iterations. Use seeds that nothing else reports (`--seeds=11,12`), and compare what wins on
+others.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,13 +33,9 @@ def grid(config: ConfigDict) -> list[Variant]:
                 rate = factor * config.spo.learning_rate
                 is_spo = (unit, low, factor) == ("skill", ranges[0][0], 1.0)
                 name = _REFERENCE if is_spo else f"{unit.replace(', ', '-')}-{low:g}-{high:g}-{rate:g}"
-                made.append(
-                    Variant(
-                        name,
-                        f"{unit} [{low:g}, {high:g}], {rate:g}",
-                        variants.clipped(changes, low, high) | {"spo.learning_rate": rate, "spo.iterations": iterations},
-                    )
-                )
+                own = {"spo.learning_rate": rate, "spo.iterations": iterations}
+                label = f"{unit} [{low:g}, {high:g}], {rate:g}"
+                made.append(Variant(name, label, variants.clipped(changes, low, high) | own))
     return made
 
 
