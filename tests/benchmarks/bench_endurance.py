@@ -96,7 +96,7 @@ def kills(options: argparse.Namespace, folder: Path) -> int:
         moments = []
         while True:
             process = cascade.start(workdir, environment)
-            moment = draw.uniform(0, seconds) if killed < options.count else None
+            moment = draw.uniform(0, 0.6 * seconds) if killed < options.count else None
             try:
                 process.communicate(timeout=moment)
                 break
