@@ -144,7 +144,8 @@ def kill_children() -> None:
 
 def end_process(status: int) -> NoReturn:
     """End without waiting for threads that libraries have started, as an ordinary exit would, nor hearing them."""
-    sys.excepthook = threading.excepthook = lambda *_: None
+    sys.excepthook = lambda *_: None
+    threading.excepthook = lambda _: None
     for stream in (sys.stdout, sys.stderr):
         _briefly(stream.flush)
     os._exit(status)

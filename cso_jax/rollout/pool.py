@@ -9,14 +9,16 @@ import dataclasses
 import heapq
 import logging
 import math
-import multiprocessing.connection
+import selectors
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
 
+from cso_jax.rollout import checks
 from cso_jax.rollout.episodes import ActFn, Episode, EpisodeRecord, EpisodeRequest, Interrupted, PoolStats, RolloutError
 from cso_jax.rollout.worker import Command, Failure, MakeEnvironments, Reply, WorkerProcess, refused
 
@@ -35,6 +37,7 @@ class _Worker:
         self.process: WorkerProcess | None = None
         self.episodes: list[Episode | None] = [None] * slots
         self.commands: list[Command] = []
+        self.held = 0  # episodes that wait for the policy
         self.stale = False  # the outstanding answer belongs to a run that was given up
         self.start_failures = 0
         self.finished = 0
@@ -46,6 +49,7 @@ class _Worker:
     def forget(self) -> None:
         self.episodes = [None] * len(self.episodes)
         self.commands = []
+        self.held = 0
 
 
 @dataclasses.dataclass
@@ -60,7 +64,7 @@ class _Job:
     queue: list[int]  # heap of request indices still to be started
     remaining: int
     failures: dict[int, int] = dataclasses.field(default_factory=dict)
-    waiting: list[tuple[_Worker, int]] = dataclasses.field(default_factory=list)  # (worker, slot), oldest first
+    waiting: deque[tuple[_Worker, int]] = dataclasses.field(default_factory=deque)  # (worker, slot), oldest first
 
 
 class WorkerPool:
@@ -105,6 +109,11 @@ class WorkerPool:
         self._recycle_after = recycle_after_episodes
         self._log = log or _logger.warning
         self._workers = [_Worker(number, slots) for number in range(workers)]
+        # What a turn of the loop costs must not grow with the number of workers, so it looks at these few only:
+        self._absent = set(range(workers))  # have no process
+        self._candidates: set[int] = set()  # may have room for an episode
+        self._answering = selectors.DefaultSelector()  # owe an answer
+        self._next_deadline = math.inf  # no answer is overdue before it
         self._closed = False
         self._job: _Job | None = None
 
@@ -118,6 +127,8 @@ class WorkerPool:
 
     def close(self) -> None:
         """End every worker process; idle ones close their environments first. Safe to call twice."""
+        if not self._closed:
+            self._answering.close()
         self._closed = True
         processes = [worker.process for worker in self._workers if worker.process is not None]
         for process in processes:
@@ -164,7 +175,6 @@ class WorkerPool:
                 self._recycle()
                 self._start_workers(job)
                 self._assign(job)
-                self._dispatch(job)
                 self._collect(job, block=not job.waiting, poll_s=math.inf if stop is None else STOP_POLL_S)
                 if job.waiting:
                     self._decide(job)
@@ -184,45 +194,69 @@ class WorkerPool:
 
     def _recycle(self) -> None:
         """End the processes that have served long enough; `_accepts` has let their slots run empty."""
+        if not self._recycle_after:
+            return
         for worker in self._workers:
             process = worker.process
             if process is not None and not process.busy and not worker.running and self._due_for_recycling(worker):
                 process.ask_to_close()
                 process.finish(CLOSE_GRACE_S)
-                worker.process = None
+                self._gone(worker)
                 self.stats.recycled += 1
 
     def _start_workers(self, job: _Job) -> None:
-        for worker in self._workers[: job.remaining]:
-            if worker.process is None:
-                try:
-                    worker.process = WorkerProcess(
-                        self._make_environments,
-                        self._settings,
-                        self._slots,
-                        name=f"rollout-worker-{worker.number}",
-                        start_timeout_s=self._start_timeout_s,
-                        command_timeout_s=self._step_timeout_s,
-                    )
-                except OSError as error:
-                    raise refused(error, "config.rollout.workers") from None
-                worker.finished = 0
+        for number in sorted(self._absent):
+            if number >= job.remaining:
+                return
+            worker = self._workers[number]
+            try:
+                worker.process = WorkerProcess(
+                    self._make_environments,
+                    self._settings,
+                    self._slots,
+                    name=f"rollout-worker-{worker.number}",
+                    start_timeout_s=self._start_timeout_s,
+                    command_timeout_s=self._step_timeout_s,
+                )
+            except OSError as error:
+                raise refused(error, "config.rollout.workers") from None
+            self._absent.remove(number)
+            worker.finished = 0
+            self._watch(worker.process, worker)
+
+    def _watch(self, process: WorkerProcess, worker: _Worker) -> None:
+        """From now on the process owes an answer."""
+        self._answering.register(process.connection, selectors.EVENT_READ, worker)
+        self._next_deadline = min(self._next_deadline, process.deadline)
+
+    def _gone(self, worker: _Worker) -> None:
+        worker.process = None
+        self._absent.add(worker.number)
+        self._candidates.discard(worker.number)
 
     def _assign(self, job: _Job) -> None:
         """Start queued episodes in free slots, in request order, least loaded worker first."""
+        self._candidates = {number for number in self._candidates if self._accepts(self._workers[number])}
+        if not job.queue or not self._candidates:
+            return
         useful = min(len(self._workers), max(1, job.remaining))
         # Fewer episodes than slots: leave a share to workers that are still starting instead of filling the first.
-        share = math.ceil(job.remaining / useful)
-        while job.queue:
-            ready = [worker for worker in self._workers if self._accepts(worker) and worker.running < share]
-            if not ready:
-                return
-            worker = min(ready, key=lambda candidate: candidate.running)
+        share = min(self._slots, math.ceil(job.remaining / useful))
+        ready = [(self._workers[number].running, number) for number in self._candidates]
+        ready = [entry for entry in ready if entry[0] < share]
+        heapq.heapify(ready)
+        given = {}
+        while job.queue and ready:
+            running, number = heapq.heappop(ready)
+            worker = given[number] = self._workers[number]
             slot = worker.episodes.index(None)
             index = heapq.heappop(job.queue)
             request = job.requests[index]
             worker.episodes[slot] = Episode(index, request)
             worker.commands.append((slot, "reset", request.init, request.record))
+            if running + 1 < share:
+                heapq.heappush(ready, (running + 1, number))
+        self._dispatch(given.values())
 
     def _accepts(self, worker: _Worker) -> bool:
         if worker.process is None or worker.process.busy or worker.running == self._slots:
@@ -232,26 +266,27 @@ class WorkerPool:
     def _due_for_recycling(self, worker: _Worker) -> bool:
         return 0 < self._recycle_after <= worker.finished
 
-    def _dispatch(self, job: _Job) -> None:
-        """Send each idle worker its commands, once none of its episodes waits for the policy any more.
+    def _dispatch(self, workers: Iterable[_Worker]) -> None:
+        """Send those of the workers that are idle their commands, once none of their episodes waits for the policy.
 
         Sending part of them would split the worker's slots into groups that never meet again, and so call the policy
         more often on emptier batches.
         """
-        held = {worker.number for worker, _ in job.waiting}
-        for worker in self._workers:
+        for worker in workers:
             process = worker.process
-            if process is not None and worker.commands and not process.busy and worker.number not in held:
+            if process is not None and worker.commands and not process.busy and not worker.held:
                 process.send(worker.commands)
                 worker.commands = []
+                self._candidates.discard(worker.number)
+                self._watch(process, worker)
 
     def _decide(self, job: _Job) -> None:
         """Call the policy for the oldest waiting episodes, padded to the batch size by repeating the first."""
-        rows, job.waiting = job.waiting[: self.batch_size], job.waiting[self.batch_size :]
+        rows = [job.waiting.popleft() for _ in range(min(self.batch_size, len(job.waiting)))]
         episodes = [episode for worker, slot in rows if (episode := worker.episodes[slot]) is not None]
         padded = episodes + [episodes[0]] * (self.batch_size - len(episodes))
         observations = {name: np.stack([e.observation[name] for e in padded]) for name in padded[0].observation}
-        _check_observations(observations, padded)
+        checks.observations(observations, padded)
         keys = np.stack([e.request.key for e in padded])
         index = np.array([len(e.actions) for e in padded], np.int32)
         started = time.perf_counter()
@@ -262,46 +297,59 @@ class WorkerPool:
         self.stats.decisions += len(episodes)
         self.stats.batches += 1
         self.stats.rows += self.batch_size
-        _check_outputs(actions, extras, padded, len(episodes))
+        checks.outputs(actions, extras, padded, len(episodes))
         for row, ((worker, slot), episode) in enumerate(zip(rows, episodes, strict=True)):
             # Copies: a view would keep the whole padded batch alive for as long as the record.
             action = actions[row].copy()
             kept = {name: values[row].copy() for name, values in extras.items()}
             episode.decide(action, kept, keep_observation=job.keep_observations)
             worker.commands.append((slot, "step", action))
-        self._dispatch(job)
+            worker.held -= 1
+        self._dispatch({worker.number: worker for worker, _ in rows}.values())
 
     # ------------------------------------------------------------------------------------------- taking results in
 
     def _collect(self, job: _Job, *, block: bool, poll_s: float) -> None:
         """Take in every answer that is there; with `block`, wait for the first one, a deadline, or `poll_s`."""
-        busy = {
-            worker.process.connection: worker
-            for worker in self._workers
-            if worker.process is not None and worker.process.busy
-        }
-        if not busy:
+        if not self._answering.get_map():
             return
-        timeout = 0.0
-        if block:
-            deadline = min(worker.process.deadline for worker in busy.values() if worker.process is not None)
-            timeout = max(0.0, min(deadline - time.monotonic(), poll_s))
+        timeout = max(0.0, min(self._next_deadline - time.monotonic(), poll_s)) if block else 0.0
         started = time.perf_counter()
-        ready = multiprocessing.connection.wait(list(busy), timeout)
+        answers = self._answering.select(None if math.isinf(timeout) else timeout)
         self.stats.wait_s += time.perf_counter() - started
-        for connection, worker in busy.items():
+        for key, _ in answers:
+            worker: _Worker = key.data
             process = worker.process
-            if process is None:
-                continue
-            answer = process.receive() if connection in ready else process.overdue()
+            assert process is not None
+            self._answering.unregister(process.connection)
+            answer = process.receive()
             if isinstance(answer, Failure):
                 self._handle_failure(job, worker, answer)
-            elif answer is not None:
+            else:
                 self._handle_reply(job, worker, answer)
+        if time.monotonic() >= self._next_deadline:
+            self._find_overdue(job)
+
+    def _find_overdue(self, job: _Job) -> None:
+        """Give up the workers that are past their deadlines, and find the next one."""
+        late: list[tuple[_Worker, Failure]] = []
+        self._next_deadline = math.inf
+        for key in self._answering.get_map().values():
+            process = key.data.process
+            failure = None if process.connection.poll() else process.overdue()
+            if failure is None:
+                self._next_deadline = min(self._next_deadline, process.deadline)
+            else:
+                late.append((key.data, failure))
+        for worker, failure in late:
+            assert worker.process is not None
+            self._answering.unregister(worker.process.connection)
+            self._handle_failure(job, worker, failure)
 
     def _handle_reply(self, job: _Job, worker: _Worker, reply: Reply) -> None:
         worker.start_failures = 0
         self.stats.worker_rss = max(self.stats.worker_rss, reply.rss)
+        self._candidates.add(worker.number)
         stale, worker.stale = worker.stale, False
         if stale:
             return
@@ -315,6 +363,7 @@ class WorkerPool:
             episode.advance(result)
             if not result.done:
                 job.waiting.append((worker, slot))
+                worker.held += 1
                 continue
             worker.episodes[slot] = None
             worker.finished += 1
@@ -331,11 +380,11 @@ class WorkerPool:
         assert process is not None
         commands, victims, stale = process.commands, worker.episodes, worker.stale
         process.kill()
-        worker.process = None
+        self._gone(worker)
         worker.stale = False
         worker.forget()
         self.restarts += 1
-        job.waiting = [entry for entry in job.waiting if entry[0] is not worker]
+        job.waiting = deque(entry for entry in job.waiting if entry[0] is not worker)
         for victim in victims:
             if victim is not None:
                 heapq.heappush(job.queue, victim.index)
@@ -371,50 +420,16 @@ class WorkerPool:
         for worker in self._workers:
             worker.forget()
             worker.stale = worker.process is not None and worker.process.busy and not worker.process.starting
+        self._candidates = set(range(len(self._workers)))
 
     def _kill_all(self) -> None:
         for worker in self._workers:
             worker.forget()
             if worker.process is not None:
+                if worker.process.connection in self._answering.get_map():
+                    self._answering.unregister(worker.process.connection)
                 worker.process.kill()
-                worker.process = None
-
-
-def _check_outputs(actions: np.ndarray, extras: dict[str, np.ndarray], padded: Sequence[Episode], count: int) -> None:
-    size = len(padded)
-    if actions.ndim != 3 or len(actions) != size:
-        raise ValueError(f"the policy must give actions [{size}, E, A], got {list(actions.shape)}")
-    for name, values in extras.items():
-        if values.ndim < 1 or len(values) != size:
-            raise ValueError(f"the policy's output {name!r} must have {size} rows, got shape {list(values.shape)}")
-    for name, values in {"actions": actions, **extras}.items():
-        if (bad := _first_bad(values[:count])) is not None:
-            raise RolloutError(
-                f"the policy's {name} are not finite for {_where(padded[bad])}: its parameters are broken. Make its "
-                "stage again with a lower learning rate (move its folder in checkpoints/ away first)"
-            )
-
-
-def _check_observations(observations: dict[str, np.ndarray], padded: Sequence[Episode]) -> None:
-    """A policy that sees NaN samples some token and acts on: the episode would count like any other."""
-    for name, values in observations.items():
-        if (bad := _first_bad(values)) is not None:
-            raise RolloutError(
-                f"the observation {name!r} is not finite for {_where(padded[bad])}: the simulation has diverged, or "
-                "the environment is broken"
-            )
-
-
-def _first_bad(values: np.ndarray) -> int | None:
-    """The first row of a float array that holds NaN or an infinity."""
-    if values.dtype.kind != "f":
-        return None
-    finite = np.isfinite(values.reshape(len(values), -1)).all(axis=1)
-    return None if finite.all() else int(np.argmin(finite))
-
-
-def _where(episode: Episode) -> str:
-    return f"{episode.request.init.name} at decision {len(episode.actions)}"
+                self._gone(worker)
 
 
 def _with_trace(message: str, failure: Failure) -> RolloutError:

@@ -72,7 +72,7 @@ class TaskModel:
 
     def __init__(self, task: str) -> None:
         """Raises ValueError for an unknown task, with near names."""
-        self._class = _environment_class(task)
+        self._class = _with_tips(_environment_class(task))
         self._compiled: Any = None
         self._untouched: Layout = (np.empty(0), np.empty(0))
         self._current: Layout | None = None  # what the model holds, None while that is being changed
@@ -251,7 +251,6 @@ class Simulator:
 
     def _replace_slow_methods(self) -> None:
         env = self._env
-        env.__class__ = _with_cached_tips(type(env))
         env.tips = self._tips
         env._get_obs = self._observation
         env._get_curr_obs_combined_no_goal = self._frame
@@ -364,9 +363,8 @@ def _bound(env: Any, name: str, **names: Any) -> types.MethodType:
     return types.MethodType(code, env)
 
 
-@functools.cache
-def _with_cached_tips(kind: type) -> type:
-    """A class of environments that looks for the tips of the fingers in its `tips`."""
+def _with_tips(kind: type) -> Any:
+    """A class of environments that looks for the tips of the fingers in its `tips`, which is to be set."""
     return type(kind.__name__, (kind,), {"tcp_center": property(lambda env: (env.tips[0] + env.tips[1]) / 2.0)})
 
 
