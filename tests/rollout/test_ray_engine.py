@@ -60,7 +60,7 @@ def runner(lines=None, **changes):
         fake.make_environments,
         options.pop("settings"),
         pool_options=OPTIONS,
-        start_timeout_s=60.0,
+        start_timeout_s=240.0,
         max_attempts=3,
         log=(lambda line: None) if lines is None else lines.append,
         **options,
@@ -113,7 +113,7 @@ def test_an_actor_that_dies_is_replaced_and_a_stopped_runner_goes_on(cluster, ac
             lines.append("killed")
 
     same(one.run(requests(), act, keep_observations=True, on_episode=kill), reference)
-    assert one.restarts >= 1 and "a rollout actor is gone" in lines[1]
+    assert one.restarts >= 1 and any("a rollout actor is gone" in line for line in lines)
     begun = time.monotonic()
     with pytest.raises(Interrupted, match="of 400 episodes unfinished"):
         one.run(requests(400), act, keep_observations=False, stop=lambda: time.monotonic() > begun + 1.0)
@@ -164,7 +164,7 @@ def test_a_machine_that_is_lost_costs_nothing_but_time(act):
                 cluster.remove_node(second, allow_graceful=False)
 
         same(one.run(requests(80), act, keep_observations=True, on_episode=lose), expected)
-        assert one.restarts >= 1 and "a rollout actor is gone" in lines[0]
+        assert one.restarts >= 1 and any("a rollout actor is gone" in line for line in lines)
     finally:
         one.close()
         cluster.shutdown()
