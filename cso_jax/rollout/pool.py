@@ -236,9 +236,9 @@ class WorkerPool:
 
     def _assign(self, job: _Job) -> None:
         """Start queued episodes in free slots, in request order, least loaded worker first."""
-        self._candidates = {number for number in self._candidates if self._accepts(self._workers[number])}
-        if not job.queue or not self._candidates:
+        if not job.queue:
             return
+        self._candidates = {number for number in self._candidates if self._accepts(self._workers[number])}
         useful = min(len(self._workers), max(1, job.remaining))
         # Fewer episodes than slots: leave a share to workers that are still starting instead of filling the first.
         share = min(self._slots, math.ceil(job.remaining / useful))
