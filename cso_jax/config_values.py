@@ -43,8 +43,12 @@ _BEFORE = {
     "codebook.action_weight": 1.0,
     "codebook.mixed_share": 0.0,
     "codebook.squared_weight": 0.0,
-    **{f"{stage}.accumulate": 1 for stage in ("codebook", "imitation", "reference", "rsft")},
 }
+
+# As _BEFORE, of keys that came when runs and experiments were already told apart by their fingerprints: at these values
+# they are left out of it.
+_SINCE: dict[str, Any] = {f"{stage}.accumulate": 1 for stage in ("codebook", "imitation", "reference", "rsft")}
+_BEFORE |= _SINCE
 
 
 # The same of keys that only one benchmark has.
@@ -115,7 +119,8 @@ def _neutral(*benchmarks: Any) -> tuple[str, ...]:
 
 def fingerprint(config: ConfigDict) -> str:
     """A short hash of everything that changes the results."""
-    return hashlib.sha256(json.dumps(relevant(config), sort_keys=True).encode()).hexdigest()[:12]
+    values = {key: value for key, value in relevant(config).items() if key not in _SINCE or value != _SINCE[key]}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def differences(stored: dict, config: ConfigDict) -> dict[str, str]:

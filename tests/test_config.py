@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cso_jax import checks, defaults, envs, experts
+from cso_jax import checks, config_values, defaults, envs, experts
 from cso_jax import config as configs
 
 CONFIGS = sorted(
@@ -209,6 +209,19 @@ def test_a_typo_in_a_config_file(tmp_path):
 def test_missing_file_names_the_nearest():
     with pytest.raises(configs.ConfigError, match=r"no config file .*did you mean .*quickstart.py"):
         configs.load(QUICKSTART.with_name("quickstrat.py"))
+
+
+def test_a_value_of_a_later_version_changes_the_fingerprint_only_where_it_is_used(monkeypatch):
+    flatten = config_values.flatten
+
+    def of_before(config):
+        return {key: value for key, value in flatten(config).items() if not key.endswith(".accumulate")}
+
+    now = configs.fingerprint(configs.load(QUICKSTART))
+    assert configs.fingerprint(configs.load(QUICKSTART, [("imitation.accumulate", "2")])) != now
+    used = configs.load(QUICKSTART)
+    monkeypatch.setattr(config_values, "flatten", of_before)
+    assert configs.fingerprint(used) == now
 
 
 def test_differences_ignore_what_changes_no_result():
