@@ -232,7 +232,6 @@ class WorkerPool:
     def _gone(self, worker: _Worker) -> None:
         worker.process = None
         self._absent.add(worker.number)
-        self._candidates.discard(worker.number)
 
     def _assign(self, job: _Job) -> None:
         """Start queued episodes in free slots, in request order, least loaded worker first."""
@@ -277,7 +276,6 @@ class WorkerPool:
             if process is not None and worker.commands and not process.busy and not worker.held:
                 process.send(worker.commands)
                 worker.commands = []
-                self._candidates.discard(worker.number)
                 self._watch(process, worker)
 
     def _decide(self, job: _Job) -> None:
@@ -332,19 +330,15 @@ class WorkerPool:
 
     def _find_overdue(self, job: _Job) -> None:
         """Give up the workers that are past their deadlines, and find the next one."""
-        late: list[tuple[_Worker, Failure]] = []
-        self._next_deadline = math.inf
-        for key in self._answering.get_map().values():
+        self._next_deadline = -math.inf  # should the failure of one end the run, the others are looked at in the next
+        for key in list(self._answering.get_map().values()):
             process = key.data.process
             failure = None if process.connection.poll() else process.overdue()
-            if failure is None:
-                self._next_deadline = min(self._next_deadline, process.deadline)
-            else:
-                late.append((key.data, failure))
-        for worker, failure in late:
-            assert worker.process is not None
-            self._answering.unregister(worker.process.connection)
-            self._handle_failure(job, worker, failure)
+            if failure is not None:
+                self._answering.unregister(process.connection)
+                self._handle_failure(job, key.data, failure)
+        waited_for = (key.data.process for key in self._answering.get_map().values())
+        self._next_deadline = min((process.deadline for process in waited_for), default=math.inf)
 
     def _handle_reply(self, job: _Job, worker: _Worker, reply: Reply) -> None:
         worker.start_failures = 0

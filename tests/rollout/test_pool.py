@@ -1,6 +1,7 @@
 """The worker pool against the fake environment: same records whatever the schedule, and nothing left behind."""
 
 import contextlib
+import multiprocessing
 import os
 import resource
 import signal
@@ -15,9 +16,10 @@ import pytest
 from cso_jax.envs import fake
 from cso_jax.envs.protocol import EvalInit, TrainInit
 from cso_jax.experts.fake import expert_action
-from cso_jax.rollout.episodes import EpisodeRequest, Interrupted, RolloutError
+from cso_jax.rollout.episodes import Episode, EpisodeRequest, Interrupted, RolloutError
 from cso_jax.rollout.jobs import JobProcesses
-from cso_jax.rollout.pool import WorkerPool
+from cso_jax.rollout.pool import WorkerPool, _Job
+from cso_jax.rollout.worker import Failure
 
 HORIZON = 24
 EXECUTE = 4
@@ -208,6 +210,38 @@ def test_fatal_fault_is_not_tried_again():
         with pytest.raises(RolloutError, match="told to fail for good"):
             pool.run(requests(3), act, keep_observations=False)
         assert pool.restarts == 1
+
+
+def test_of_two_workers_that_are_overdue_at_once_the_second_is_not_forgotten():
+    """The failure of the first one ends the run; the second must still count as busy, for the next run to deal with."""
+
+    class Frozen:
+        def __init__(self):
+            self.connection, self.theirs = multiprocessing.Pipe()
+            self.commands = [(0, "reset")]
+            self.busy, self.starting, self.deadline = True, False, 0.0
+
+        def overdue(self):
+            self.busy = False
+            return Failure("WorkerTimeout", "no answer", position=0)
+
+        def kill(self):
+            self.connection.close()
+
+        ask_to_close = kill
+
+        def finish(self, grace_s):
+            pass
+
+    with make_pool(slots=1, max_attempts=1) as pool:
+        for worker, request in zip(pool._workers, requests(2), strict=True):
+            worker.process = Frozen()
+            worker.episodes[0] = Episode(worker.number, request)
+            pool._watch(worker.process, worker)
+        job = _Job(requests(2), act, False, None, [None, None], [], 2)
+        with pytest.raises(RolloutError, match="no answer"):
+            pool._find_overdue(job)
+        assert [worker.process is not None and worker.process.busy for worker in pool._workers] == [False, True]
 
 
 @pytest.mark.parametrize(
