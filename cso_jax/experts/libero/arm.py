@@ -38,6 +38,7 @@ _METRES_PER_ACTION, _RADIANS_PER_ACTION = 0.05, 0.5
 _NEAR_REACH, _BEST_REACH, _EASY_REACH = 0.42, 0.55, 0.72
 _WRIST, _MOST_LEAN = 0.2, 0.4
 _PATIENCE = 6
+_EITHER_WAY = 2.6  # radians: almost half a turn, of which one way may run into the wrist's stop
 _REACH = np.array([[-0.95, -0.75], [0.65, 0.75]])
 
 
@@ -175,7 +176,10 @@ class Arm:
         """The action `[7]` that goes straight towards a pose of the hand, and moves the fingers as `self.grip` says."""
         here, facing = self.hand()
         shift = (position - here) / _METRES_PER_ACTION
-        turn = rotation_vector(rotation @ facing.T) / _RADIANS_PER_ACTION
+        turn = rotation_vector(rotation @ facing.T)
+        if np.linalg.norm(turn) > _EITHER_WAY:
+            turn = rotation_vector(pointing_down(self.neutral_yaw(here)) @ facing.T)
+        turn /= _RADIANS_PER_ACTION
         limit = self.style.speed * speed
         # Each axis for itself: what is off to the side is put right before the way down is over.
         shift = np.clip(shift, -limit, limit)

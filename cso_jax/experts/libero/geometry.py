@@ -113,8 +113,9 @@ def height_field(
     shape = tuple(np.ceil((high[:2] - corner) / CELL).astype(int) + 1)
     top, bottom = np.full(shape, floor), np.full(shape, np.inf)
     corners = boxes.corners()[..., :2]
-    first = np.clip(np.floor((corners.min(1) - corner) / CELL).astype(int), 0, shape)
-    last = np.clip(np.ceil((corners.max(1) - corner) / CELL).astype(int) + 1, 0, shape)
+    more = max(0.0, grown - CELL)
+    first = np.clip(np.floor((corners.min(1) - more - corner) / CELL).astype(int), 0, shape)
+    last = np.clip(np.ceil((corners.max(1) + more - corner) / CELL).astype(int) + 1, 0, shape)
     _fill(top, bottom, corner, first, last, boxes.centres, boxes.axes, boxes.halves, grown)
     return HeightField(corner, top, bottom)
 

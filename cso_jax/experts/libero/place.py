@@ -9,6 +9,7 @@ from cso_jax.experts.libero.arm import Arm, hand_boxes
 from cso_jax.experts.libero.geometry import CELL, Boxes, HeightField, height_field, lowest
 
 _MARGIN = 0.004
+_BESIDE = 0.016  # between two things on one surface: a hand is some millimetres off, and what hangs in it leans
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,33 +61,44 @@ def region_of(arm: Arm, target: str) -> Region:
 
 
 def placements(
-    arm: Arm, held: Held, region: Region, field: HeightField, facings: Sequence[np.ndarray], *, crowded: bool = False
+    arm: Arm,
+    held: Held,
+    region: Region,
+    field: HeightField,
+    facings: Sequence[np.ndarray],
+    *,
+    crowded: bool = False,
+    shared: bool = False,
 ) -> list[Placement]:
     """Poses at which to let go of `held` so that its origin falls into `region`, best first.
 
     `field` holds everything but the robot and the object; `facings` are the rotations of the hand to try, the wanted
-    one first. In a `crowded` region, where more is to come, half of the middle is left free.
+    one first. In a `crowded` region, where more is to come, half of the middle is left free; in a `shared` one, where
+    something stands already, the object should not come near that.
     """
     moving = held.boxes.joined(hand_boxes(arm.opening() + 0.008))
     low, high = held.boxes.moved(np.zeros(3), facings[0]).bounds()
-    aside = float((high - low)[:2].min()) / 2 if crowded else 0.0
+    aside = float((high - low)[:2].min()) / 2 + _BESIDE / 2 if crowded else 0.0
     found = []
     for rank, rotation in enumerate(facings):
         start = np.array([*(region.middle - rotation @ held.origin)[:2], 0.0])
         whole, alone = (_underside(boxes.moved(start, rotation)) for boxes in (moving, held.boxes))
+        wide = _underside(held.boxes.moved(start, rotation), _BESIDE)
         for shift in _shifts(region):
             lift = lowest(field, whole, shift) + _MARGIN
             rest = lowest(field, alone, shift)
             offset = np.array([*(CELL * shift), 0.0])
             away = abs(float(np.linalg.norm(offset)) - aside)
             cost = 1.5 * (lift - rest) + 4.0 * rest + away + 0.06 * (rank > 0)
+            if shared:
+                cost += lowest(field, wide, shift) - rest
             found.append(Placement(start + offset + np.array([0.0, 0.0, lift]), rotation, cost))
     return sorted(found, key=lambda placement: placement.cost)
 
 
-def _underside(boxes: Boxes) -> HeightField:
+def _underside(boxes: Boxes, grown: float = 0.0) -> HeightField:
     low, high = boxes.bounds()
-    return height_field(boxes, low - CELL, high + CELL, grown=0.0)
+    return height_field(boxes, low - CELL - grown, high + CELL + grown, grown=grown)
 
 
 def _shifts(region: Region) -> np.ndarray:

@@ -8,12 +8,13 @@ import numpy as np
 from cso_jax.experts.libero.arm import CLOSED, FINGERTIP, FULL_OPENING, OPEN, Arm, Motion, hand_boxes, pointing_down
 from cso_jax.experts.libero.geometry import clearance, overlap, rotation_about
 from cso_jax.experts.libero.grasp import Grasp, grasps
-from cso_jax.experts.libero.insert import way_in
+from cso_jax.experts.libero.insert import TIGHTER_GAPS, way_in
 from cso_jax.experts.libero.place import Held, Placement, placements, region_of
 
 _TRIES = 3
 _LIFTS = (0.05, 0.1)  # what hangs by its handle leaves the table later than the hand
 _UP = np.array([0.0, 0.0, 1.0])
+_WAYS, _NEARLY_IN = 2, 0.02
 _LEVEL, _MOST_LEVELLED = 0.01, 0.6
 _PUT_TURNS = (0.0, np.pi / 2, -np.pi / 2)
 _PUSH_LEVEL, _PUSH_STEPS = 0.004, 120
@@ -73,15 +74,18 @@ def put(arm: Arm, name: str, target: str, upright: np.ndarray) -> Motion:
     held = Held.measure(arm, name)
     region = region_of(arm, target)
     # On a surface things stand side by side, in a container they may lie on each other.
-    crowded = sum(goal[0] == "on" and goal[2] == target and not arm.scene.holds(*goal) for goal in arm.scene.goal) > 1
+    beside = [goal for goal in arm.scene.goal if goal[0] == "on" and goal[2] == target and goal[1] != name]
+    crowded = any(not arm.scene.holds(*goal) for goal in beside)
+    shared = any(arm.scene.holds(*goal) for goal in beside)
     level = _levelled(arm, name, upright)
     facings = [arm.leaning(rotation_about(_UP, turn) @ level, region.middle) for turn in _PUT_TURNS]
-    placement = placements(arm, held, region, field, facings, crowded=crowded)[0]
+    placement = placements(arm, held, region, field, facings, crowded=crowded, shared=shared)[0]
     yield from arm.travel(_above(placement), placement.rotation, field, held.boxes)
     if not holds(arm, name):
         return False
     held = Held.measure(arm, name)
-    placement = placements(arm, held, region, field, [_levelled(arm, name, upright)], crowded=crowded)[0]
+    facings = [_levelled(arm, name, upright)]
+    placement = placements(arm, held, region, field, facings, crowded=crowded, shared=shared)[0]
     yield from arm.reach(placement.position, placement.rotation, tolerance=0.006, limit=40)
     yield from arm.release(name)
     yield from retreat(arm)
@@ -90,17 +94,26 @@ def put(arm: Arm, name: str, target: str, upright: np.ndarray) -> Motion:
 
 def insert(arm: Arm, name: str, target: str, upright: np.ndarray) -> Motion:
     """As `put`, from the side: for a `target` with a roof; False if no way in was found."""
-    held, level = Held.measure(arm, name), _levelled(arm, name, upright)
-    way = way_in(arm, name, held, level, region_of(arm, target), opening=arm.opening())
-    if way is None:
-        return False
-    yield from arm.travel(way.start, way.rotation, arm.obstacles(name), held.boxes)
-    if not holds(arm, name):
-        return False
-    yield from arm.reach(way.end, way.rotation, tolerance=0.008, speed=0.6)
+    for _ in range(_WAYS):
+        held, level = Held.measure(arm, name), _levelled(arm, name, upright)
+        region = region_of(arm, target)
+        way = way_in(arm, name, held, level, region, opening=arm.opening(), gaps=TIGHTER_GAPS)
+        if way is None:
+            return False
+        yield from arm.travel(way.start, way.rotation, arm.obstacles(name), held.boxes)
+        if not holds(arm, name):
+            return False
+        yield from arm.reach(way.over, way.rotation, tolerance=0.008, speed=0.6)
+        if np.linalg.norm(arm.hand()[0] - way.over) < _NEARLY_IN:
+            yield from arm.reach(way.end, way.rotation, tolerance=0.006, limit=20)
+            break
+        yield from arm.reach(way.start, way.rotation, tolerance=0.03, limit=40)  # ran into something: look again
     yield from arm.release(name)
     yield from arm.reach(way.start, way.rotation, tolerance=0.03, limit=40)
-    yield from retreat(arm)
+    here, _ = arm.hand()
+    # A hand that leant far over left the arm twisted; what comes next may need its elbow elsewhere.
+    straight = pointing_down(arm.neutral_yaw(here))
+    yield from arm.reach(here + 0.1 * _UP, straight, tolerance=0.03, angle=0.15, limit=40)
     return True
 
 
