@@ -1,7 +1,7 @@
 """How to put a held object under a roof, into a microwave or under a shelf: from the side, not from above.
 
-A way in is a straight horizontal path, a little above its end, at which the object may be let go of. Hand and object must
-be free of everything else all along it.
+A way in is a straight horizontal path that ends a little above the place at which the object may be let go of. Hand and
+object must be free of everything else all along it.
 """
 
 import dataclasses
@@ -13,14 +13,14 @@ from cso_jax.experts.libero.arm import Arm, hand_boxes
 from cso_jax.experts.libero.geometry import CELL, Boxes, height_field, overlap, rotation_about
 from cso_jax.experts.libero.place import Held, Region
 
-_UP = np.array([0.0, 0.0, 1.0])
-_RUN_UP = 0.22
 GAPS = ((0.003, 1.0), (0.006, 0.4), (0.01, 0.0))
 """A hand is some millimetres off its way, so narrow ways cost more."""
 
 TIGHTER_GAPS = ((0.001, 2.0), *GAPS)
 """For what is in the hand already: there it is not quite as it stood."""
 
+_UP = np.array([0.0, 0.0, 1.0])
+_RUN_UP = 0.22
 _PINCH = 0.01
 _CARRY = 0.02  # what hangs in a hand that moves sideways sways
 _LOWEST_ROOF = 0.03  # above the middle of a region; what is lower is its floor
@@ -69,7 +69,7 @@ def way_in(
     shapes = arm.surroundings(name)
     both = hand_boxes(opening).joined(held.boxes)
     ways = _open_sides(region, shapes)
-    options = []
+    options: list[tuple[float, int, np.ndarray, np.ndarray, np.ndarray]] = []
     for turn in _TURNS:
         rotation = rotation_about(_UP, turn) @ facing
         yaw = float(np.arctan2(rotation[1, 0], rotation[0, 0]))

@@ -1,14 +1,14 @@
 """The few things an expert can do with one object: pick it up, and put it down somewhere."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 
 import numpy as np
 
 from cso_jax.experts.libero.arm import CLOSED, FINGERTIP, FULL_OPENING, OPEN, Arm, Motion, hand_boxes, pointing_down
 from cso_jax.experts.libero.geometry import clearance, overlap, rotation_about
 from cso_jax.experts.libero.grasp import Grasp, grasps
-from cso_jax.experts.libero.insert import TIGHTER_GAPS, way_in
+from cso_jax.experts.libero.insert import TIGHTER_GAPS, WayIn, way_in
 from cso_jax.experts.libero.place import Held, Placement, placements, region_of
 
 _TRIES = 3
@@ -94,20 +94,9 @@ def put(arm: Arm, name: str, target: str, upright: np.ndarray) -> Motion:
 
 def insert(arm: Arm, name: str, target: str, upright: np.ndarray) -> Motion:
     """As `put`, from the side: for a `target` with a roof; False if no way in was found."""
-    for _ in range(_WAYS):
-        held, level = Held.measure(arm, name), _levelled(arm, name, upright)
-        region = region_of(arm, target)
-        way = way_in(arm, name, held, level, region, opening=arm.opening(), gaps=TIGHTER_GAPS)
-        if way is None:
-            return False
-        yield from arm.travel(way.start, way.rotation, arm.obstacles(name), held.boxes)
-        if not holds(arm, name):
-            return False
-        yield from arm.reach(way.over, way.rotation, tolerance=0.008, speed=0.6)
-        if np.linalg.norm(arm.hand()[0] - way.over) < _NEARLY_IN:
-            yield from arm.reach(way.end, way.rotation, tolerance=0.006, limit=20)
-            break
-        yield from arm.reach(way.start, way.rotation, tolerance=0.03, limit=40)  # ran into something: look again
+    way = yield from _go_in(arm, name, target, upright)
+    if way is None:
+        return False
     yield from arm.release(name)
     yield from arm.reach(way.start, way.rotation, tolerance=0.03, limit=40)
     here, _ = arm.hand()
@@ -115,6 +104,26 @@ def insert(arm: Arm, name: str, target: str, upright: np.ndarray) -> Motion:
     straight = pointing_down(arm.neutral_yaw(here))
     yield from arm.reach(here + 0.1 * _UP, straight, tolerance=0.03, angle=0.15, limit=40)
     return True
+
+
+def _go_in(arm: Arm, name: str, target: str, upright: np.ndarray) -> Generator[np.ndarray, None, WayIn | None]:
+    """The last way that was tried; None if there was none or the object was lost. In the end the hand is in, or back."""
+    way = None
+    for _ in range(_WAYS):
+        held, level = Held.measure(arm, name), _levelled(arm, name, upright)
+        region = region_of(arm, target)
+        way = way_in(arm, name, held, level, region, opening=arm.opening(), gaps=TIGHTER_GAPS)
+        if way is None:
+            return None
+        yield from arm.travel(way.start, way.rotation, arm.obstacles(name), held.boxes)
+        if not holds(arm, name):
+            return None
+        yield from arm.reach(way.over, way.rotation, tolerance=0.008, speed=0.6)
+        if np.linalg.norm(arm.hand()[0] - way.over) < _NEARLY_IN:
+            yield from arm.reach(way.end, way.rotation, tolerance=0.006, limit=20)
+            return way
+        yield from arm.reach(way.start, way.rotation, tolerance=0.03, limit=40)  # ran into something: look again
+    return way
 
 
 def _levelled(arm: Arm, name: str, upright: np.ndarray) -> np.ndarray:
