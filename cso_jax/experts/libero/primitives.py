@@ -107,7 +107,7 @@ def insert(arm: Arm, name: str, target: str, upright: np.ndarray) -> Motion:
 
 
 def _go_in(arm: Arm, name: str, target: str, upright: np.ndarray) -> Generator[np.ndarray, None, WayIn | None]:
-    """The last way that was tried; None if there was none or the object was lost. In the end the hand is in, or back."""
+    """The last way that was tried; None if there was none or the object was lost. At the end the hand is in, or out."""
     way = None
     for _ in range(_WAYS):
         held, level = Held.measure(arm, name), _levelled(arm, name, upright)
