@@ -219,13 +219,19 @@ class Arm:
         self, position: np.ndarray, rotation: np.ndarray, field: HeightField, held: Boxes | None = None
     ) -> Motion:
         """Go to `position` over everything in `field`: up, across, and down to it. `held` is in the hand's frame."""
+        yield from self.cross(position, rotation, field, held)
+        return (yield from self.reach(position, rotation))
+
+    def cross(
+        self, position: np.ndarray, rotation: np.ndarray, field: HeightField, held: Boxes | None = None
+    ) -> Motion:
+        """`travel` without the way down."""
         here, facing = self.hand()
         height = max(here[2], position[2], self._safe_height(here, position, field, held))
         if here[2] < height - 0.02:
             yield from self.reach(np.array([*here[:2], height]), facing, tolerance=0.025, angle=1.0)
         above = np.array([*position[:2], height])
-        yield from self.reach(above, rotation, tolerance=0.02, angle=0.15, limit=120)
-        return (yield from self.reach(position, rotation))
+        return (yield from self.reach(above, rotation, tolerance=0.02, angle=0.15, limit=120))
 
     def _safe_height(self, here: np.ndarray, there: np.ndarray, field: HeightField, held: Boxes | None) -> float:
         """Height of the grip site at which fingers, palm and the thing in the hand clear everything on the way."""

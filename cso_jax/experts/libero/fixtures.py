@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from cso_jax.experts.libero.arm import CLOSED, FINGERTIP, OPEN, Arm, Motion, hand_boxes, pointing_down
+from cso_jax.experts.libero.arm import CLOSED, FINGERTIP, FULL_OPENING, OPEN, Arm, Motion, hand_boxes, pointing_down
 from cso_jax.experts.libero.geometry import (
     Boxes,
     body_tree,
@@ -19,6 +19,7 @@ from cso_jax.experts.libero.geometry import (
 _SLIDE = 2
 _UP = np.array([0.0, 0.0, 1.0])
 _BAR_OPENING = 0.028
+_ACROSS = 0.8  # cosine
 _PATIENCE = 25
 _KNOB_LEVER, _KNOB_LEAD, _KNOB_STEPS = 0.038, 0.07, 100
 
@@ -93,10 +94,18 @@ class _Handle:
     outwards: np.ndarray
 
 
+def _front(part: Part) -> np.ndarray:
+    """The direction `[3]` that the front looks in: a drawer's way out, or what the panel of a door stands across."""
+    outwards = part.outwards(part.boxes.centres.mean(0))
+    panel = int(np.argmax(np.prod(part.boxes.halves, 1) / part.boxes.halves.min(1)))
+    normal = part.boxes.axes[panel][:, int(np.argmin(part.boxes.halves[panel]))]
+    if part.slides or abs(normal @ outwards) < _ACROSS:
+        return outwards
+    return np.sign(normal @ outwards) * normal
+
+
 def _handle(part: Part) -> _Handle:
-    centre = part.boxes.centres.mean(0)
-    outwards = part.outwards(centre)
-    reach = (part.boxes.corners() @ outwards).max(1)
+    reach = (part.boxes.corners() @ _front(part)).max(1)
     boxes = part.boxes.only(np.flatnonzero(reach > reach.max() - 0.004))
     longest = int(np.argmax(boxes.halves.max(1)))
     axis = int(np.argmax(boxes.halves[longest]))
@@ -138,11 +147,13 @@ def open_part(arm: Arm, name: str) -> Motion:
     """Pull the drawer or door `name` open by its handle; True if it is open then."""
     part = part_of(arm, name)
     handle = _handle(part)
-    found = _grip_handle(arm, handle, _BAR_OPENING)
+    # A learner cannot imitate fingers that are held half open: robosuite takes the sign of a gripper command alone.
+    wide = _grip_handle(arm, handle, FULL_OPENING)
+    found = wide or _grip_handle(arm, handle, _BAR_OPENING)
     if found is None:
         return False
     rotation, place = found
-    arm.grip = _BAR_OPENING
+    arm.grip = OPEN if wide else _BAR_OPENING
     away = place - 0.07 * rotation[:, 2]
     yield from arm.travel(away, rotation, arm.obstacles())
     yield from arm.reach(place, rotation, tolerance=0.005)

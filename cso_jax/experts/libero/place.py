@@ -82,8 +82,8 @@ def placements(
     found = []
     for rank, rotation in enumerate(facings):
         start = np.array([*(region.middle - rotation @ held.origin)[:2], 0.0])
-        whole, alone = (_underside(boxes.moved(start, rotation)) for boxes in (moving, held.boxes))
-        wide = _underside(held.boxes.moved(start, rotation), _BESIDE)
+        whole, alone = (underside(boxes.moved(start, rotation)) for boxes in (moving, held.boxes))
+        wide = underside(held.boxes.moved(start, rotation), _BESIDE)
         for shift in _shifts(region):
             lift = lowest(field, whole, shift) + _MARGIN
             rest = lowest(field, alone, shift)
@@ -96,7 +96,8 @@ def placements(
     return sorted(found, key=lambda placement: placement.cost)
 
 
-def _underside(boxes: Boxes, grown: float = 0.0) -> HeightField:
+def underside(boxes: Boxes, grown: float = 0.0) -> HeightField:
+    """The field of `boxes` alone, `grown` metres larger sideways."""
     low, high = boxes.bounds()
     return height_field(boxes, low - CELL - grown, high + CELL + grown, grown=grown)
 

@@ -6,14 +6,16 @@ from collections.abc import Callable, Generator
 import numpy as np
 
 from cso_jax.experts.libero.arm import CLOSED, FINGERTIP, FULL_OPENING, OPEN, Arm, Motion, hand_boxes, pointing_down
-from cso_jax.experts.libero.geometry import clearance, overlap, rotation_about
+from cso_jax.experts.libero.geometry import CELL, HeightField, clearance, lowest, overlap, rotation_about
 from cso_jax.experts.libero.grasp import Grasp, grasps
 from cso_jax.experts.libero.insert import TIGHTER_GAPS, WayIn, way_in
-from cso_jax.experts.libero.place import Held, Placement, placements, region_of
+from cso_jax.experts.libero.place import Held, placements, region_of, underside
 
 _TRIES = 3
 _LIFTS = (0.05, 0.1)  # what hangs by its handle leaves the table later than the hand
 _UP = np.array([0.0, 0.0, 1.0])
+_ABOVE = 0.05
+_OVERHEAD, _FARTHEST_OUT = 0.01, 50  # metres, cells
 _WAYS, _NEARLY_IN = 2, 0.02
 _LEVEL, _MOST_LEVELLED = 0.01, 0.6
 _PUT_TURNS = (0.0, np.pi / 2, -np.pi / 2)
@@ -80,16 +82,32 @@ def put(arm: Arm, name: str, target: str, upright: np.ndarray) -> Motion:
     level = _levelled(arm, name, upright)
     facings = [arm.leaning(rotation_about(_UP, turn) @ level, region.middle) for turn in _PUT_TURNS]
     placement = placements(arm, held, region, field, facings, crowded=crowded, shared=shared)[0]
-    yield from arm.travel(_above(placement), placement.rotation, field, held.boxes)
-    if not holds(arm, name):
-        return False
-    held = Held.measure(arm, name)
-    facings = [_levelled(arm, name, upright)]
-    placement = placements(arm, held, region, field, facings, crowded=crowded, shared=shared)[0]
-    yield from arm.reach(placement.position, placement.rotation, tolerance=0.006, limit=40)
+    yield from _from_under(arm, held, field)
+    yield from arm.cross(placement.position + _ABOVE * _UP, placement.rotation, field, held.boxes)
+    # Things turn and slip in the hand: where to go exactly is looked at again before the way down and near its end.
+    for height in (_ABOVE, 0.0):
+        if not holds(arm, name):
+            return False
+        held, facings = Held.measure(arm, name), [_levelled(arm, name, upright)]
+        placement = placements(arm, held, region, field, facings, crowded=crowded, shared=shared)[0]
+        yield from arm.reach(placement.position + height * _UP, placement.rotation)
     yield from arm.release(name)
     yield from retreat(arm)
     return True
+
+
+def _from_under(arm: Arm, held: Held, field: HeightField) -> Motion:
+    """Sideways, to the nearest place where nothing hangs over what is in the hand, such as an open drawer."""
+    here, facing = arm.hand()
+    boxes = held.boxes.moved(here, facing)
+    if lowest(field, underside(boxes), np.zeros(2, int)) < _OVERHEAD:
+        return True
+    wide, cells = underside(boxes, _OVERHEAD), np.arange(-_FARTHEST_OUT, _FARTHEST_OUT + 1, 2)
+    shifts = sorted(itertools.product(cells, cells), key=lambda shift: shift[0] ** 2 + shift[1] ** 2)
+    free = next((shift for shift in shifts if lowest(field, wide, np.array(shift)) < 0.0), None)
+    if free is None:
+        return False
+    return (yield from arm.reach(here + CELL * np.array([*free, 0.0]), facing, tolerance=0.01, limit=40))
 
 
 def insert(arm: Arm, name: str, target: str, upright: np.ndarray) -> Motion:
@@ -159,10 +177,6 @@ def retreat(arm: Arm, height: float = 0.1) -> Motion:
     """Straight up, away from what was just let go of."""
     here, facing = arm.hand()
     return (yield from arm.reach(here + np.array([0.0, 0.0, height]), facing, tolerance=0.03, limit=20))
-
-
-def _above(placement: Placement) -> np.ndarray:
-    return placement.position + np.array([0.0, 0.0, 0.05])
 
 
 def _is_new(grasp: Grasp, failed: list[np.ndarray]) -> bool:
