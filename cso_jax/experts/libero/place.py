@@ -14,10 +14,18 @@ _BESIDE = 0.016  # between two things on one surface: a hand is some millimetres
 
 @dataclasses.dataclass(frozen=True)
 class Region:
-    """Where the object's origin may come to rest: rectangle around `middle` `[3]` with half sides `half` `[2]`."""
+    """Where the object's origin may come to rest: rectangle around `middle` `[3]` with half sides `half` `[2]`.
+
+    What is higher than `top` is above it, not in it.
+    """
 
     middle: np.ndarray
     half: np.ndarray
+    top: float = np.inf
+
+    def is_under(self, place: np.ndarray) -> bool:
+        """Whether the region is straight below `place` `[3]`."""
+        return bool((np.abs(place - self.middle)[:2] < self.half).all() and place[2] > self.top)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +65,7 @@ def region_of(arm: Arm, target: str) -> Region:
         return Region(origin, np.zeros(2))
     site = arm.scene.data.site(target)
     size = np.abs(site.xmat.reshape(3, 3) @ np.resize(np.asarray(sites[target].size, float), 3))
-    return Region(site.xpos.copy(), size[:2])
+    return Region(site.xpos.copy(), size[:2], float(site.xpos[2] + size[2]))
 
 
 def placements(

@@ -8,8 +8,8 @@ from cso_jax.experts.libero.arm import OPEN, Arm
 from cso_jax.experts.libero.fixtures import close_part, open_part, turn_knob
 from cso_jax.experts.libero.grasp import FLAT, Grasp, category
 from cso_jax.experts.libero.insert import is_roofed, way_in
-from cso_jax.experts.libero.place import Held, region_of
-from cso_jax.experts.libero.primitives import insert, pick, press, push, put
+from cso_jax.experts.libero.place import Held, Region, region_of
+from cso_jax.experts.libero.primitives import insert, pick, press, push, put, topple
 
 Goal = tuple[str, ...]
 
@@ -81,6 +81,10 @@ def _achieve(arm: Arm, goal: Goal) -> Generator[np.ndarray, None, None]:
             if not held:
                 return
             yield from put(arm, names[0], names[1], upright)
+            region = region_of(arm, names[1])
+            if predicate == "in" and region.is_under(arm.scene.object_pose(names[0])[0]):
+                yield from _lay_down(arm, names[0], region)
+                return
             leans = arm.scene.object_pose(names[0])[1][2] @ upright < _LEANING
             if not leans or not _moves(arm, names[1]):
                 return
@@ -91,6 +95,13 @@ def _achieve(arm: Arm, goal: Goal) -> Generator[np.ndarray, None, None]:
         yield from close_part(arm, names[0])
     else:
         yield from turn_knob(arm, names[0], predicate)
+
+
+def _lay_down(arm: Arm, name: str, region: Region) -> Generator[np.ndarray, None, None]:
+    """What stands in `region` and is too tall for it falls along its longer side, to where there is more room."""
+    side = int(np.argmax(region.half))
+    along = np.eye(3)[side]
+    yield from topple(arm, name, -along if arm.scene.object_pose(name)[0][side] > region.middle[side] else along)
 
 
 def _achieve_under_roof(arm: Arm, name: str, target: str, upright: np.ndarray) -> Generator[np.ndarray, None, None]:

@@ -17,6 +17,7 @@ _UP = np.array([0.0, 0.0, 1.0])
 _ABOVE = 0.05
 _OVERHEAD, _FARTHEST_OUT = 0.01, 50  # metres, cells
 _WAYS, _NEARLY_IN = 2, 0.02
+_RUN_UP, _TOPPLED = 0.03, 0.08
 _LEVEL, _MOST_LEVELLED = 0.01, 0.6
 _PUT_TURNS = (0.0, np.pi / 2, -np.pi / 2)
 _PUSH_LEVEL, _PUSH_STEPS = 0.004, 120
@@ -170,6 +171,18 @@ def press(arm: Arm, name: str, target: str) -> Motion:
     arm.grip = CLOSED
     yield from arm.travel(start, rotation, arm.obstacles())
     yield from arm.reach(down, rotation, tolerance=0.01, limit=25)
+    return (yield from retreat(arm))
+
+
+def topple(arm: Arm, name: str, along: np.ndarray) -> Motion:
+    """Push over the standing object `name`, with closed fingers against its top, towards `along` `[3]`."""
+    low, high = arm.boxes(name).bounds()
+    beside = float(np.abs(along) @ (high - low)) / 2 + _RUN_UP
+    start = np.array([*((low + high) / 2 - beside * along)[:2], high[2]])
+    rotation = arm.leaning(pointing_down(arm.neutral_yaw(start)), start)
+    arm.grip = CLOSED
+    yield from arm.travel(start, rotation, arm.obstacles())
+    yield from arm.reach(start + (_RUN_UP + _TOPPLED) * along, rotation, tolerance=0.01, limit=25)
     return (yield from retreat(arm))
 
 
