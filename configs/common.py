@@ -129,10 +129,12 @@ def libero_from_states(config, suite):
     config.codebook.steps = 2500
     config.codebook.squared_weight = 4.0
 
+    config.encoder.lowdim_together = True
     config.prior.width = 128
+    config.prior.guide = (512, 512, 512)
     config.prior.guide_decoded = 0.0
     config.prior.guide_sharpness = 4.0
-    config.imitation.steps = 4000
+    config.imitation.steps = 6000
 
     config.sampling.temperature = 0.5
 

@@ -48,6 +48,7 @@ _BEFORE = {
 # As _BEFORE, of keys that came when runs and experiments were already told apart by their fingerprints: at these values
 # they are left out of it.
 _SINCE: dict[str, Any] = {f"{stage}.accumulate": 1 for stage in ("codebook", "imitation", "reference", "rsft")}
+_SINCE["encoder.lowdim_together"] = False
 _BEFORE |= _SINCE
 
 

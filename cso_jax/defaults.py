@@ -92,6 +92,7 @@ def _common() -> ConfigDict:
     config.encoder.lowdim_width = 128
     config.encoder.lowdim_hidden = ()
     config.encoder.task_in_lowdim = False
+    config.encoder.lowdim_together = False  # one encoder for all low-dimensional observations, instead of one each
     config.encoder.norm = "batch"
     config.encoder.normalise = False  # low-dimensional observations by the demonstrations' mean and std
 

@@ -144,6 +144,7 @@ def architecture(source: Source) -> dict[str, Any]:
         "prior.head": "flat",
         "prior.guide": (),
         "encoder.task_in_lowdim": False,
+        "encoder.lowdim_together": False,
         "encoder.norm": "batch",
         "encoder.normalise": False,
         "prior.width": _size(shapes, "policy_prior.lnf.weight", 0),

@@ -36,7 +36,8 @@ class ObservationEncoder(nn.Module):
     `lowdim` is a tuple of (key, P) and `images` a tuple of (key, (H, W, 3)), tuples so that the module is hashable.
     The observation has float32 `[B, P]` or uint8 `[B, H, W, 3]` under those keys, and under "task" int32 `[B]` ids
     below `task_dim` (`task_kind` "id") or float32 `[B, task_dim]` vectors ("vector"). With `task_in_lowdim` the
-    one-hot id or the vector also joins every low-dimensional input, so that an MLP there can depend on the task.
+    one-hot id or the vector also joins every low-dimensional input, so that an MLP there can depend on the task; with
+    `lowdim_together` all of them go through one encoder instead of one each, so that an MLP there can relate them.
     """
 
     width: int
@@ -48,6 +49,7 @@ class ObservationEncoder(nn.Module):
     lowdim_width: int = 128
     lowdim_hidden: tuple[int, ...] = ()
     task_in_lowdim: bool = False
+    lowdim_together: bool = False
     norm: Norm = "batch"
 
     @nn.compact
@@ -59,11 +61,11 @@ class ObservationEncoder(nn.Module):
         for key, _ in self.images:
             pixels = observation[key].astype(jnp.float32) / 255.0
             encoded.append(ImageEncoder(self.image_width, self.norm, name=f"image_{key}")(pixels, train=train))
-        for key, _ in self.lowdim:
-            x = observation[key]
-            if self.task_in_lowdim:
-                x = jnp.concatenate([x, self._task_features(task)], axis=-1)
-            encoded.append(LowdimEncoder(self.lowdim_width, self.lowdim_hidden, name=f"lowdim_{key}")(x))
+        keys = [key for key, _ in self.lowdim]
+        for group in [keys] if self.lowdim_together and keys else [[key] for key in keys]:
+            read = [observation[key] for key in group]
+            x = jnp.concatenate([*read, self._task_features(task)] if self.task_in_lowdim else read, axis=-1)
+            encoded.append(LowdimEncoder(self.lowdim_width, self.lowdim_hidden, name=f"lowdim_{'_'.join(group)}")(x))
         observation_token = Linear(self.width, name="obs_proj")(jnp.concatenate(encoded, axis=-1))
         return jnp.stack([self._task_token(task), observation_token], axis=1)
 

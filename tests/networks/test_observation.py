@@ -67,6 +67,23 @@ def test_task_reaches_the_observation_token_only_when_asked(task_in_lowdim):
     assert bool(jnp.any(context[:, 1] != other[:, 1])) == task_in_lowdim
 
 
+def test_low_dimensional_inputs_meet_in_an_encoder_only_where_they_go_through_it_together():
+    observation = state_observation()
+    for together in (False, True):
+        model = state_encoder(lowdim_hidden=(16, 16), lowdim_together=together)
+        variables = reference.init(model, observation, train=True)
+        parts = {name for name in variables["params"] if name.startswith("lowdim_")}
+        assert parts == ({"lowdim_a_b"} if together else {"lowdim_a", "lowdim_b"})
+
+        def token(a, b, model=model, variables=variables):
+            return model.apply(variables, observation | {"a": a, "b": b}, train=False)[:, 1]
+
+        a, b = observation["a"], observation["b"]
+        # What b adds does not depend on a, unless something nonlinear has read both.
+        mixed = token(a, b) - token(a, b + 1) - token(a + 1, b) + token(a + 1, b + 1)
+        assert bool(jnp.abs(mixed).max() > 1e-3) == together
+
+
 def test_images_and_task_vectors():
     model = state_encoder(
         images=(("cam", (16, 16, 3)),),

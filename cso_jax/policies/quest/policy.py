@@ -110,6 +110,7 @@ def build(config: ConfigDict, spec: EnvSpec, num_tasks: int, embedding_dim: int 
         lowdim_hidden=tuple(config.encoder.lowdim_hidden),
         norm=config.encoder.norm,
         task_in_lowdim=config.encoder.task_in_lowdim,
+        lowdim_together=config.encoder.lowdim_together,
     )
     prior = SkillPrior(
         levels=tuple(config.autoencoder.levels),
