@@ -73,6 +73,12 @@ def test_a_held_object_is_let_go_of_in_the_extra_steps():
     assert demo.observations["gripper_states"][-1, 0] > 0.03
 
 
+def test_fingers_are_open_or_shut_and_never_held_between_while_a_drawer_is_opened():
+    demo = collect("open_the_middle_drawer_of_the_cabinet")
+    assert demo is not None
+    assert set(np.unique(demo.expert_actions[:, -1])) == {-1.0, 1.0}
+
+
 def test_evaluation_states_and_negative_numbers_are_refused():
     with pytest.raises(TypeError, match="train initial states only"):
         collect_demo(settings(), EvalInit(STOVE, 0), noise=0.1, extra_steps=0, seed=0)
@@ -94,6 +100,10 @@ def test_evaluation_states_and_negative_numbers_are_refused():
         "LIVING_ROOM_SCENE2_put_both_the_cream_cheese_box_and_the_butter_in_the_basket",
         "KITCHEN_SCENE4_put_the_black_bowl_in_the_bottom_drawer_of_the_cabinet_and_close_it",
         "KITCHEN_SCENE6_put_the_yellow_and_white_mug_in_the_microwave_and_close_it",
+        "KITCHEN_SCENE8_put_both_moka_pots_on_the_stove",
+        "KITCHEN_SCENE7_open_the_microwave",
+        "KITCHEN_SCENE5_put_the_ketchup_in_the_top_drawer_of_the_cabinet",
+        "open_the_top_drawer_and_put_the_bowl_inside",
     ],
 )
 def test_the_expert_solves_a_task_of_each_kind(task):

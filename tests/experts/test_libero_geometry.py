@@ -33,6 +33,14 @@ def test_a_thin_wall_between_the_cells_is_seen():
     assert (field.top.max(axis=0) > 0.19).sum() >= 20
 
 
+def test_a_grown_field_reaches_as_far_beyond_a_box_on_every_side():
+    post, low, high = box([0.0, 0.0, 0.1], [0.02, 0.01, 0.1]), np.array([-0.1, -0.1]), np.array([0.1, 0.1])
+    field = libero_geometry.height_field(post, low, high, grown=0.016)
+    places = field.corner + CELL * np.argwhere(np.isfinite(field.top))
+    np.testing.assert_allclose(places.min(0), [-0.036, -0.024], atol=CELL)
+    np.testing.assert_allclose(places.max(0), [0.036, 0.024], atol=CELL)
+
+
 def test_clearance_is_the_lift_that_just_frees_a_thing():
     table = libero_geometry.height_field(
         box([0.0, 0.0, 0.0], [0.3, 0.3, 0.1]), np.array([-0.4, -0.4]), np.array([0.4, 0.4]), floor=-1.0
@@ -63,6 +71,29 @@ def test_boxes_seen_from_a_frame_move_back_with_it():
     rotation = libero_geometry.rotation_about(np.array([1.0, 0.0, 0.0]), 0.7)
     boxes, place = box([0.3, 0.1, 0.2], [0.1, 0.2, 0.3], yaw=0.2), np.array([1.0, 2.0, 3.0])
     np.testing.assert_allclose(boxes.seen_from(place, rotation).moved(place, rotation).corners(), boxes.corners())
+
+
+class StandingArm(libero_arm.Arm):
+    """An arm whose hand points down in one place, `yaw` from the neutral direction."""
+
+    def __init__(self, yaw):
+        self.style = libero_arm.Style(speed=1.0, hover=0.0, turn=0.0)
+        self.grip = libero_arm.OPEN
+        self._base = np.zeros(2)
+        self._facing = libero_arm.pointing_down(self.neutral_yaw(self.place) + yaw)
+
+    place = np.array([0.5, 0.0, 1.0])
+
+    def hand(self):
+        return self.place, self._facing
+
+
+@pytest.mark.parametrize(("now", "wanted", "sign"), [(2.1, -1.1, -1), (-2.1, 1.1, 1), (0.5, 1.5, 1), (1.5, -0.5, -1)])
+def test_the_wrist_turns_through_the_middle_of_its_range(now, wanted, sign):
+    arm = StandingArm(now)
+    rotation = libero_arm.pointing_down(arm.neutral_yaw(arm.place) + wanted)
+    turn = arm.act(arm.place, rotation)[3:6]
+    assert np.sign(turn[2]) == sign and np.abs(turn[:2]).max() < 1e-9
 
 
 def test_a_hand_that_points_down_opens_along_its_yaw():
