@@ -86,7 +86,7 @@ def put(arm: Arm, name: str, target: str, upright: np.ndarray) -> Motion:
     yield from _from_under(arm, held, field)
     yield from arm.cross(placement.position + _ABOVE * _UP, placement.rotation, field, held.boxes)
     # Things turn and slip in the hand: where to go exactly is looked at again before the way down and near its end.
-    for height in (_ABOVE, 0.0):
+    for height in (arm.hand()[0][2] - placement.position[2], _ABOVE, 0.0):
         if not holds(arm, name):
             return False
         held, facings = Held.measure(arm, name), [_levelled(arm, name, upright)]
