@@ -1,11 +1,11 @@
 """Measure the scripted LIBERO experts, task by task:
 
-    python tools/libero_experts.py [--tasks=SUITE_OR_TASK,...] [--episodes=N] [--noise=S] [--processes=P]
+    python tools/libero_experts.py [--tasks=SUITE_OR_TASK,...] [--episodes=N] [--first=N] [--noise=S] [--processes=P]
                                            [--assets=DIR] [--rows=FILE.jsonl] [--out=docs/libero_experts.md]
 
-Every episode starts from a fresh placement (placement n for episode n), the arm a little off its rest pose, after ten
-no-op steps and has 600 steps of the fast physics. Rows are kept in a JSONL file: what is there already is not run
-again, so the command can be stopped and started again.
+Every episode starts from a fresh placement, the arm a little off its rest pose, after ten no-op steps and has 600 steps
+of the fast physics. Placements from 100 on (the default of --first) were not looked at while the experts were written.
+Rows are kept in a JSONL file: what is there already is not run again, so the command can be stopped and started again.
 """
 
 import multiprocessing
@@ -21,7 +21,7 @@ from cso_jax.files import append_jsonl, atomic_write_text, read_jsonl
 from cso_jax.statistics import wilson
 
 SUITES = ("libero_object", "libero_spatial", "libero_goal", "libero_10", "libero_90")
-_OPTIONS = {"tasks", "episodes", "noise", "processes", "assets", "rows", "out", "help"}
+_OPTIONS = {"tasks", "episodes", "first", "noise", "processes", "assets", "rows", "out", "help"}
 _HORIZON = 600
 _JOINT_NOISE = 0.02
 
@@ -38,7 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
         if overrides or options.keys() - _OPTIONS:
             raise ConfigError(f"this command takes --{', --'.join(sorted(_OPTIONS))}")
         tasks = named_tasks(options.get("tasks", ",".join(SUITES)).split(","))
-        episodes, processes = int(options.get("episodes", "10")), int(options.get("processes", "1"))
+        first, processes = int(options.get("first", "100")), int(options.get("processes", "1"))
+        episodes = range(first, first + int(options.get("episodes", "20")))
         noise = float(options.get("noise", "0"))
     except (ConfigError, ValueError) as error:
         telemetry.show(f"error: {error}")
@@ -49,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     for row in _measured(jobs, processes):
         append_jsonl(rows_file, [row])
         known.append(row)
-    text = markdown(tasks, [row for row in known if row["noise"] == noise and row["episode"] < episodes], noise)
+    text = markdown(tasks, [row for row in known if row["noise"] == noise and row["episode"] in episodes], noise)
     atomic_write_text(options.get("out", "docs/libero_experts.md"), text)
     telemetry.show(text)
     return 0
@@ -71,11 +72,11 @@ Job = tuple[str, list[int], float, str]
 
 
 def missing_episodes(
-    tasks: Iterable[str], episodes: int, noise: float, rows: Iterable[Mapping[str, Any]], assets: str
+    tasks: Iterable[str], episodes: range, noise: float, rows: Iterable[Mapping[str, Any]], assets: str
 ) -> list[Job]:
     """What is still to run: task, episode numbers, noise, assets folder."""
     done = {(row["task"], row["episode"]) for row in rows if row["noise"] == noise}
-    jobs = [(task, [n for n in range(episodes) if (task, n) not in done], noise, assets) for task in tasks]
+    jobs = [(task, [n for n in episodes if (task, n) not in done], noise, assets) for task in tasks]
     return [job for job in jobs if job[1]]
 
 
@@ -126,8 +127,8 @@ def markdown(tasks: Iterable[str], rows: list[Mapping[str, Any]], noise: float) 
     lines = [
         "# Scripted LIBERO experts",
         "",
-        f"Success rates from fresh placements, each joint of the arm Normal(0, {_JOINT_NOISE}) rad off its rest pose,",
-        f"{_HORIZON} steps each, action noise {noise:g}; 95 % Wilson intervals.",
+        f"Success rates from fresh placements {_span(rows)}, {_HORIZON} steps each, action noise {noise:g}, each joint",
+        f"of the arm Normal(0, {_JOINT_NOISE}) rad off its rest pose; 95 % Wilson intervals.",
         "Made by `python tools/libero_experts.py`.",
         "",
         "| task | n | successes | 95 % interval | mean steps |",
@@ -140,6 +141,11 @@ def markdown(tasks: Iterable[str], rows: list[Mapping[str, Any]], noise: float) 
             lines.append(_line(f"**{suite}**", [row for row in rows if row["task"] in members]))
             lines += [_line(task, [row for row in rows if row["task"] == task]) for task in members]
     return "\n".join(lines) + "\n"
+
+
+def _span(rows: list[Mapping[str, Any]]) -> str:
+    numbers = [row["episode"] for row in rows]
+    return f"{min(numbers)} to {max(numbers)}" if numbers else "(none yet)"
 
 
 def _line(name: str, rows: list[Mapping[str, Any]]) -> str:
