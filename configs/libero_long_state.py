@@ -14,7 +14,7 @@ def get_config():
     config = defaults.libero()
     common.libero_from_states(config, "libero_10")
     config.env.horizon = 600
-    # Errors add up over 200 to 300 steps: a skill is 16 actions in 8 tokens instead of 32, and everything trains longer.
+    # Errors add up over 200 to 300 steps: a skill is 16 actions in 8 tokens, not 32, and everything trains longer.
     config.autoencoder.chunk_length = 16
     config.autoencoder.strides = (2, 1, 1)
     config.codebook.steps = 5000

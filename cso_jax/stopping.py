@@ -6,6 +6,7 @@ writes to.
 """
 
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -146,6 +147,8 @@ def end_process(status: int) -> NoReturn:
     """End without waiting for threads that libraries have started, as an ordinary exit would, nor hearing them."""
     sys.excepthook = lambda *_: None
     threading.excepthook = lambda _: None
+    sys.unraisablehook = lambda _: None
+    logging.disable()
     for stream in (sys.stdout, sys.stderr):
         _briefly(stream.flush)
     os._exit(status)

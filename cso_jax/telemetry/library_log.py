@@ -75,13 +75,18 @@ def threads_to(path: PathLike) -> Iterator[None]:
         with contextlib.suppress(OSError), open(path, "a", encoding="utf-8") as file:
             traceback.print_exception(error, file=file)
 
-    before = sys.excepthook, threading.excepthook
+    before = sys.excepthook, threading.excepthook, sys.unraisablehook, logging.lastResort
     sys.excepthook = lambda kind, error, trace: note(error)  # what C++ threads call
     threading.excepthook = lambda ended: note(ended.exc_value)
+    sys.unraisablehook = lambda ignored: note(ignored.exc_value)  # what coroutines of a closed event loop end in
+    # What a thread logs of its end where `libraries_to` has ended already.
+    logging.lastResort = _LibraryLog(path, encoding="utf-8", delay=True)
+    logging.lastResort.setLevel(logging.WARNING)
     try:
         yield
     finally:
-        sys.excepthook, threading.excepthook = before
+        logging.lastResort.close()
+        sys.excepthook, threading.excepthook, sys.unraisablehook, logging.lastResort = before
 
 
 def _show_warning(

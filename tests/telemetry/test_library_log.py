@@ -69,14 +69,34 @@ def test_a_log_that_cannot_be_written_stops_nothing_and_says_nothing(tmp_path, c
     assert capsys.readouterr().err == ""
 
 
+@contextlib.contextmanager
+def unhandled(name):
+    """A logger that no handler listens to, though pytest's are there."""
+    logger = logging.getLogger(name)
+    logger.propagate = False
+    try:
+        yield logger
+    finally:
+        logger.propagate = True
+
+
+class Ended:
+    def __del__(self):
+        raise RuntimeError("Event loop is closed")
+
+
 def test_what_ends_a_thread_goes_to_the_file(tmp_path, capsys):
-    before = sys.excepthook, threading.excepthook
+    before = sys.excepthook, threading.excepthook, sys.unraisablehook, logging.lastResort
     with library_log.threads_to(tmp_path / "log.txt"):
         thread = threading.Thread(target=lambda: 1 / 0)
         thread.start()
         thread.join()
         sys.excepthook(OSError, OSError("from C++"), None)
-    assert (sys.excepthook, threading.excepthook) == before
+        Ended()
+        with unhandled("cso_jax.tests.unhandled") as logger:
+            logger.error("exception calling callback")
+    assert (sys.excepthook, threading.excepthook, sys.unraisablehook, logging.lastResort) == before
     assert capsys.readouterr().err == ""
     text = (tmp_path / "log.txt").read_text()
-    assert "ZeroDivisionError: division by zero" in text and "OSError: from C++" in text
+    for said in ("division by zero", "OSError: from C++", "Event loop is closed", "exception calling callback"):
+        assert said in text
