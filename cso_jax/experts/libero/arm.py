@@ -35,7 +35,7 @@ PALM = 0.031
 """How far the palm stands back from the grip site."""
 
 _METRES_PER_ACTION, _RADIANS_PER_ACTION = 0.05, 0.5
-_NEAR_REACH, _BEST_REACH, _EASY_REACH = 0.42, 0.55, 0.72
+_NEAR_REACH, _BEST_REACH, _RELAXED_REACH, _EASY_REACH = 0.42, 0.55, 0.6, 0.72
 _WRIST, _MOST_LEAN = 0.2, 0.4
 _PATIENCE = 6
 _EITHER_WAY = 2.6  # radians: almost half a turn, of which one way may run into the wrist's stop
@@ -232,6 +232,18 @@ class Arm:
             yield from self.reach(np.array([*here[:2], height]), facing, tolerance=0.025, angle=1.0)
         above = np.array([*position[:2], height])
         return (yield from self.reach(above, rotation, tolerance=0.02, angle=0.15, limit=120))
+
+    def relax(self) -> Motion:
+        """Point down again, higher and not far out.
+
+        A hand that has leant far over leaves the arm twisted or its elbow stretched, from where it may not come away.
+        """
+        here, _ = self.hand()
+        away = here[:2] - self._base
+        distance = float(np.linalg.norm(away))
+        place = np.array([*(self._base + min(distance, _RELAXED_REACH) / distance * away), here[2] + 0.08])
+        rotation = pointing_down(self.neutral_yaw(place))
+        return (yield from self.reach(place, rotation, tolerance=0.03, angle=0.15, limit=40))
 
     def _safe_height(self, here: np.ndarray, there: np.ndarray, field: HeightField, held: Boxes | None) -> float:
         """Height of the grip site at which fingers, palm and the thing in the hand clear everything on the way."""

@@ -20,6 +20,7 @@ _SLIDE = 2
 _UP = np.array([0.0, 0.0, 1.0])
 _BAR_OPENING = 0.028
 _ACROSS = 0.8  # cosine
+_GAPS = ((0.001, 0.05), (0.005, 0.0))  # metres around the hand, and the radians that a narrow one costs
 _PATIENCE = 25
 _KNOB_LEVER, _KNOB_LEAD, _KNOB_STEPS = 0.038, 0.07, 100
 
@@ -131,15 +132,19 @@ def _approaches(handle: _Handle) -> Iterator[tuple[np.ndarray, np.ndarray]]:
 
 
 def _grip_handle(arm: Arm, handle: _Handle, opening: float) -> tuple[np.ndarray, np.ndarray] | None:
-    """The free approach that turns the hand least: rotation and place."""
+    """The free approach that turns the hand least and leaves room around it: rotation and place."""
     shapes = arm.surroundings()
     hand = hand_boxes(opening)
     best, least = None, np.inf
     for rotation, place in _approaches(handle):
         nominal = pointing_down(arm.neutral_yaw(place))
         turn = float(np.linalg.norm(rotation_vector(rotation @ nominal.T)))
-        if turn < least - 0.02 and not overlap(hand.moved(place, rotation), shapes, 0.001):
-            best, least = (rotation, place), turn
+        for gap, narrow in _GAPS:
+            if turn + narrow > least - 0.02:
+                continue
+            if overlap(hand.moved(place, rotation), shapes, gap):
+                break
+            best, least = (rotation, place), turn + narrow
     return best
 
 
@@ -163,6 +168,7 @@ def open_part(arm: Arm, name: str) -> Motion:
     arm.grip = OPEN
     yield from arm.hold(5)
     yield from arm.reach(here - 0.06 * facing[:, 2], facing, tolerance=0.02, limit=20)
+    yield from arm.relax()
     return bool(arm.scene.holds("open", name))
 
 
@@ -207,6 +213,7 @@ def close_part(arm: Arm, name: str) -> Motion:
     done = yield from follow(arm, name, "close", place, rotation, -part.opening)
     here, facing = arm.hand()
     yield from arm.reach(here + 0.04 * handle.outwards + 0.06 * _UP, facing, tolerance=0.02, limit=20)
+    yield from arm.relax()
     return bool(done)
 
 

@@ -118,10 +118,7 @@ def insert(arm: Arm, name: str, target: str, upright: np.ndarray) -> Motion:
         return False
     yield from arm.release(name)
     yield from arm.reach(way.start, way.rotation, tolerance=0.03, limit=40)
-    here, _ = arm.hand()
-    # A hand that leant far over left the arm twisted; what comes next may need its elbow elsewhere.
-    straight = pointing_down(arm.neutral_yaw(here))
-    yield from arm.reach(here + 0.1 * _UP, straight, tolerance=0.03, angle=0.15, limit=40)
+    yield from arm.relax()
     return True
 
 
