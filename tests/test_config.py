@@ -215,10 +215,12 @@ def test_a_value_of_a_later_version_changes_the_fingerprint_only_where_it_is_use
     flatten = config_values.flatten
 
     def of_before(config):
-        return {key: value for key, value in flatten(config).items() if not key.endswith(".accumulate")}
+        later = (".accumulate", "encoder.lowdim_together")
+        return {key: value for key, value in flatten(config).items() if not key.endswith(later)}
 
     now = configs.fingerprint(configs.load(QUICKSTART))
-    assert configs.fingerprint(configs.load(QUICKSTART, [("imitation.accumulate", "2")])) != now
+    for changed in (("imitation.accumulate", "2"), ("encoder.lowdim_together", "true")):
+        assert configs.fingerprint(configs.load(QUICKSTART, [changed])) != now
     used = configs.load(QUICKSTART)
     monkeypatch.setattr(config_values, "flatten", of_before)
     assert configs.fingerprint(used) == now
