@@ -2,7 +2,9 @@
 
     python -m cso_jax.main --config=configs/libero_long_state.py --workdir=runs/libero_long_state
 
-The values are those found on LIBERO-Object; no run of this config has been measured yet.
+Seed 1, n = 200 per stage, 95 % intervals: imitation 60.5 % [53.6, 67.0], R-SFT 68.5 % [61.8, 74.5], SPO not run yet;
+behaviour cloning on the same demonstrations 84.5 % [78.8, 88.9], its chunks through the codebook 68.5 % [61.8, 74.5]:
+docs/results.md.
 """
 
 from cso_jax import defaults
