@@ -22,5 +22,5 @@ def get_config():
     config.codebook.steps = 5000
     config.reference.steps = 8000
     config.imitation.steps = 10000
-    config.spo.iterations = 6
+    config.spo.iterations = 6  # not run yet
     return config

@@ -91,7 +91,7 @@ def placements(
     for rank, rotation in enumerate(facings):
         start = np.array([*(region.middle - rotation @ held.origin)[:2], 0.0])
         whole, alone = (underside(boxes.moved(start, rotation)) for boxes in (moving, held.boxes))
-        wide = underside(held.boxes.moved(start, rotation), _BESIDE)
+        wide = underside(held.boxes.moved(start, rotation), _BESIDE) if shared else alone
         for shift in _shifts(region):
             lift = lowest(field, whole, shift) + _MARGIN
             rest = lowest(field, alone, shift)
