@@ -218,7 +218,7 @@ def validate(config: ConfigDict) -> list[str]:
         "imitation.checkpoint_every", "rsft.checkpoint_every", "rsft.strikes", "rsft.successes_per_task",
         "spo.iterations", "rollout.max_attempts", "prior.heads", "autoencoder.heads",
         "demos.max_attempts_per_demo", "autoencoder.chunk_length", "autoencoder.width", "prior.width",
-        "encoder.image_width", "encoder.lowdim_width",
+        "encoder.image_width", "encoder.lowdim_width", "autoencoder.groups", "autoencoder.hidden",
     ):  # fmt: skip
         need(flatten(config)[key] > 0, f"config.{key} must be at least 1; got {flatten(config)[key]}")
     for key in ("rollout.step_timeout_s", "rollout.start_timeout_s", "codebook.clip_norm", "imitation.clip_norm",

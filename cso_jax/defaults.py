@@ -75,6 +75,9 @@ def _common() -> ConfigDict:
     config.demos.processes = 0
 
     config.autoencoder = ConfigDict()
+    config.autoencoder.network = "transformer"  # the paper's; or "residual": policies/quest/residual_autoencoder.py
+    config.autoencoder.groups = 2  # into which a residual one's tokens fall
+    config.autoencoder.hidden = 256  # width of a residual one's hidden layers
     config.autoencoder.chunk_length = 32
     config.autoencoder.levels = (8, 5, 5, 5)
     config.autoencoder.width = 256

@@ -61,8 +61,13 @@ def codes_to_indices(codes: jax.Array, levels: Sequence[int]) -> jax.Array:
     _check_levels(levels)
     chex.assert_axis_dimension(codes, -1, len(levels))
     half_width = _half_width(levels, codes.dtype)
-    digits = jnp.round(codes * half_width + half_width).astype(jnp.int32)
-    return jnp.sum(digits * jnp.asarray(_basis(levels)), axis=-1, dtype=jnp.int32)
+    return digits_to_indices(codes * half_width + half_width, levels)
+
+
+def digits_to_indices(digits: jax.Array, levels: Sequence[int]) -> jax.Array:
+    """Digits `[..., len(levels)]`, rounded to whole numbers, to indices `[...]` int32."""
+    whole = jnp.round(digits).astype(jnp.int32)
+    return jnp.sum(whole * jnp.asarray(_basis(levels)), axis=-1, dtype=jnp.int32)
 
 
 def indices_to_codes(indices: jax.Array, levels: Sequence[int]) -> jax.Array:

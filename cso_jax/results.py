@@ -39,6 +39,6 @@ def codebook_cost(rows: Iterable[Mapping[str, Any]]) -> str:
     return (
         f"the codebook lets through {100 * found.success_b:.1f} % where behaviour cloning alone reaches "
         f"{100 * found.success_a:.1f} %: {100 * found.difference:+.1f} points (95 % interval {100 * found.low:+.1f} to "
-        f"{100 * found.high:+.1f}, n = {found.n} paired episodes). Skills can hardly do better than that: raise "
-        "config.codebook.steps or config.autoencoder.width"
+        f"{100 * found.high:+.1f}, n = {found.n} paired episodes). Skills can hardly do better than that: try "
+        "config.autoencoder.network=residual, or raise config.codebook.steps or config.autoencoder.width"
     )

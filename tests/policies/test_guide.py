@@ -18,9 +18,10 @@ CONFIG = Path(__file__).parents[1] / "configs" / "fake.py"
 ROWS = 5
 
 
-@pytest.fixture(scope="module")
-def config():
+@pytest.fixture(scope="module", params=["transformer", "residual"])
+def config(request):
     config = runpy.run_path(str(CONFIG))["get_config"]()
+    config.autoencoder.network = request.param
     config.prior.head = "digits"
     config.prior.guide = (16,)
     return config

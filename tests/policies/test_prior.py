@@ -229,10 +229,18 @@ def test_digits_share_their_embeddings_between_codes():
 @pytest.mark.parametrize("head", ["flat", "digits", "both"])
 def test_cached_sampling_gives_the_teachers_probabilities(head, guided):
     model = SkillPrior(levels=(5, 5, 2), tokens=5, width=16, layers=2, heads=2, head=head, guide_sharpness=2.0 * guided)
-    context = jax.random.normal(jax.random.key(1), (BATCH, 2 + 5 * guided, 16))
-    params = model.init(jax.random.key(0), context, jnp.zeros((BATCH, 5), jnp.int32))
-    drawn = model.apply(params, context, keys_of(3), top_k=4, method="sample")
-    logits = model.apply(params, context, drawn.tokens)
+    context = jax.random.normal(jax.random.key(1), (BATCH, 2, 16))
+
+    def digits(tokens):
+        """Each token's depend on the tokens before it, as a residual autoencoder's do."""
+        before = jnp.cumsum(tokens, axis=1) - tokens
+        return jnp.stack([before % 5 / 2, before % 3 + 0.3, before % 2 - 0.2], axis=-1)
+
+    guide = digits if guided else None
+    tokens = jnp.zeros((BATCH, 5), jnp.int32)
+    params = model.init(jax.random.key(0), context, tokens, digits(tokens) if guided else None)
+    drawn = model.apply(params, context, keys_of(3), guide, top_k=4, method="sample")
+    logits = model.apply(params, context, drawn.tokens, digits(drawn.tokens) if guided else None)
     found = log_prob_of(logits, drawn.tokens, temperature=1.0, support=drawn.support)
     np.testing.assert_allclose(found, drawn.log_prob, atol=1e-5)
 
@@ -242,9 +250,9 @@ def test_a_guide_makes_the_codes_around_it_likely():
     model = SkillPrior(levels=(3, 2), tokens=2, width=16, layers=1, heads=2, guide_sharpness=1.0)
     tokens = jnp.zeros((1, 2), jnp.int32)
     digits = jnp.array([[[1.75, 0.25], [-0.5, 1.0]]])
-    context = jnp.concatenate([jnp.zeros((1, 1, 16)), jnp.pad(digits, ((0, 0), (0, 0), (0, 14)))], axis=1)
-    params = model.init(jax.random.key(0), context, tokens)["params"]
-    logits = model.apply({"params": params}, context, tokens)
+    context = jnp.zeros((1, 1, 16))
+    params = model.init(jax.random.key(0), context, tokens, digits)["params"]
+    logits = model.apply({"params": params}, context, tokens, digits)
     codes = np.arange(6)
     for k, (first, second) in enumerate(np.asarray(digits[0])):
         expected = -((codes % 3 - first) ** 2) - (codes // 3 - second) ** 2
@@ -255,11 +263,19 @@ def test_a_guide_makes_the_codes_around_it_likely():
 def test_how_sharply_a_guide_is_followed_is_learned():
     """A bias of ln 3 on the second level: its squared distances weigh three times as much, those of the first once."""
     model = SkillPrior(levels=(3, 2), tokens=1, width=16, layers=1, heads=2, guide_sharpness=1.0)
-    tokens, context = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, 2, 16))
-    params = model.init(jax.random.key(0), context, tokens)["params"]
+    tokens, context, digits = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, 1, 16)), jnp.zeros((1, 1, 2))
+    params = model.init(jax.random.key(0), context, tokens, digits)["params"]
     params["sharpness_head"]["bias"] = jnp.log(jnp.array([1.0, 3.0]))
-    logits = model.apply({"params": params}, context, tokens)
+    logits = model.apply({"params": params}, context, tokens, digits)
     np.testing.assert_allclose(logits[0, 0], [0, -1, -4, -3, -4, -7], atol=1e-5)
+
+
+@pytest.mark.parametrize("sharpness", [0.0, 1.0])
+def test_a_guide_and_a_sharpness_belong_together(sharpness):
+    model = SkillPrior(levels=(3, 2), tokens=1, width=16, layers=1, heads=2, guide_sharpness=sharpness)
+    tokens, context = jnp.zeros((1, 1), jnp.int32), jnp.zeros((1, 1, 16))
+    with pytest.raises(ValueError, match="a guide belongs to a guide_sharpness above 0"):
+        model.init(jax.random.key(0), context, tokens, None if sharpness else jnp.zeros((1, 1, 2)))
 
 
 def test_an_unknown_head_is_refused():

@@ -139,6 +139,15 @@ def test_behaviour_cloning_is_exported_too(made, tmp_path):
     np.testing.assert_array_equal(loaded.act(*given), in_process(made[0], "reference", *given))
 
 
+def test_a_guided_policy_that_codes_coarse_to_fine_is_exported(tmp_path):
+    changes = {"prior.guide": "(16,)", "prior.head": "digits", "autoencoder.network": "residual"}
+    workdir = untrained(tmp_path / "run", *changes.items())
+    assert command.main([str(workdir), str(tmp_path / "out"), "--stage=imitation"]) == 0
+    given = rows(3)
+    found = artifact.load(tmp_path / "out").act(*given)
+    np.testing.assert_allclose(found, in_process(workdir, "imitation", *given), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("kind", [k if k == "vqbet" else pytest.param(k, marks=pytest.mark.slow) for k in kinds.TINY])
 def test_every_kind_is_exported(kind, tmp_path):
     workdir = untrained(tmp_path / "run", *kinds.changes(kind))

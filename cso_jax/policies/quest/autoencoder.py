@@ -23,6 +23,7 @@ from cso_jax.networks.transformer import (
     torch_bias_init,
     torch_kernel_init,
 )
+from cso_jax.policies.quest.residual_autoencoder import Choice
 
 _GROUPS = 8
 
@@ -120,9 +121,18 @@ class ActionAutoencoder(nn.Module):
         """Actions `[B, T, A]` to skill tokens `[B, K]` int32."""
         return fsq.codes_to_indices(self._encode_codes(actions, deterministic), self.levels)
 
-    def real_digits(self, actions: jax.Array) -> jax.Array:
-        """Actions `[B, T, A]` to the digits `[B, K, len(levels)]` of their tokens as real numbers, before rounding."""
+    def real_digits(self, actions: jax.Array, tokens: jax.Array | None = None) -> jax.Array:
+        """Actions `[B, T, A]` to the digits `[B, K, len(levels)]` of their tokens as real numbers, before rounding.
+
+        No token depends on the `tokens` that are taken before it.
+        """
+        del tokens
         return fsq.real_digits(self._latent(actions, True), self.levels)
+
+    def walk(self, actions: jax.Array, choose: Choice) -> tuple[jax.Array, jax.Array]:
+        """The digits `[B, K, len(levels)]` that `choose` gives all tokens at once, and the real ones it is given."""
+        real = self.real_digits(actions)
+        return choose(real, 0), real
 
     def decode(self, indices: jax.Array, *, length: int | None = None) -> jax.Array:
         """Skill tokens `[B, K]` to actions `[B, T, A]`, or to the first `length` of them alone, at less cost."""

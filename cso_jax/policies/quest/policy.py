@@ -12,6 +12,7 @@ Letters: B rows, C context tokens, D width, K tokens per skill, T actions per ch
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any, get_args
 
 import chex
@@ -31,6 +32,7 @@ from cso_jax.policies.observations import fit_normaliser, identity_normaliser, n
 from cso_jax.policies.quest.autoencoder import ActionAutoencoder
 from cso_jax.policies.quest.guide import Guide, draw_digits
 from cso_jax.policies.quest.prior import Head, Sample, SkillPrior, entropy_of, log_prob_of
+from cso_jax.policies.quest.residual_autoencoder import ResidualAutoencoder
 from cso_jax.precision import exact
 
 STAGES = ("demos", "codebook", "reference", "imitation", "rsft", "spo")
@@ -51,6 +53,7 @@ def problems(config: ConfigDict) -> list[str]:
     if uncountable:  # the rules below compute with them
         return [f"config.{key} must hold whole numbers of at least 1; got {lists[key]}" for key in uncountable]
     chunk, codes = autoencoder.chunk_length, math.prod(autoencoder.levels)
+    tokens = chunk // math.prod(autoencoder.strides)
     rules = (
         *((config[part].dropout < 1, f"config.{part}.dropout is a probability below 1; got {config[part].dropout}")
           for part in ("autoencoder", "prior")),
@@ -58,6 +61,8 @@ def problems(config: ConfigDict) -> list[str]:
           for part in ("sampling", "rsft")),
         (chunk % math.prod(autoencoder.strides) == 0,
          f"config.autoencoder.strides {autoencoder.strides} must divide the chunk of {chunk} actions"),
+        (tokens % max(autoencoder.groups, 1) == 0 or autoencoder.network != "residual",
+         f"config.autoencoder.groups is {autoencoder.groups}; it must divide the {tokens} tokens of a skill"),
         (len(autoencoder.strides) == len(autoencoder.kernels),
          "config.autoencoder.strides and config.autoencoder.kernels must have one entry per layer"),
         (config.execution_horizon <= chunk,
@@ -66,8 +71,6 @@ def problems(config: ConfigDict) -> list[str]:
         (autoencoder.width % max(autoencoder.heads, 1) == 0,
          "config.autoencoder.heads must divide config.autoencoder.width"),
         (all(level >= 2 for level in autoencoder.levels), "config.autoencoder.levels must all be at least 2"),
-        (not prior.guide or prior.width >= len(autoencoder.levels),
-         f"config.prior.width is {prior.width}: with a guide it must hold a code's {len(autoencoder.levels)} digits"),
         (not prior.guide or prior.guide_sharpness > 0,
          f"config.prior.guide_sharpness must be positive where there is a guide; got {prior.guide_sharpness}"),
         (0 < prior.guide_decoded_share <= 1,
@@ -78,6 +81,7 @@ def problems(config: ConfigDict) -> list[str]:
     return [
         *(message for fits, message in rules if not fits),
         *value_rules.one_of("encoder.norm", config.encoder.norm, ("batch", "group")),
+        *value_rules.one_of("autoencoder.network", autoencoder.network, ("transformer", "residual")),
         *value_rules.one_of("prior.head", prior.head, get_args(Head)),
     ]
 
@@ -87,18 +91,7 @@ def build(config: ConfigDict, spec: EnvSpec, num_tasks: int, embedding_dim: int 
 
     `embedding_dim` is the size of the task embeddings, 0 where the encoder learns a row per task id.
     """
-    autoencoder = ActionAutoencoder(
-        action_dim=spec.action_dim,
-        chunk_length=config.autoencoder.chunk_length,
-        width=config.autoencoder.width,
-        encoder_layers=config.autoencoder.encoder_layers,
-        decoder_layers=config.autoencoder.decoder_layers,
-        heads=config.autoencoder.heads,
-        levels=tuple(config.autoencoder.levels),
-        kernels=tuple(config.autoencoder.kernels),
-        strides=tuple(config.autoencoder.strides),
-        dropout=config.autoencoder.dropout,
-    )
+    tokens = config.autoencoder.chunk_length // math.prod(config.autoencoder.strides)
     encoder = ObservationEncoder(
         width=config.prior.width,
         lowdim=tuple(sorted(spec.lowdim.items())),
@@ -114,7 +107,7 @@ def build(config: ConfigDict, spec: EnvSpec, num_tasks: int, embedding_dim: int 
     )
     prior = SkillPrior(
         levels=tuple(config.autoencoder.levels),
-        tokens=config.autoencoder.chunk_length // math.prod(config.autoencoder.strides),
+        tokens=tokens,
         width=config.prior.width,
         layers=config.prior.layers,
         heads=config.prior.heads,
@@ -125,7 +118,7 @@ def build(config: ConfigDict, spec: EnvSpec, num_tasks: int, embedding_dim: int 
     hidden = tuple(config.prior.guide)
     guide = Guide(hidden, config.autoencoder.chunk_length, spec.action_dim) if hidden else None
     return QuestPolicy(
-        autoencoder,
+        _autoencoder(config.autoencoder, spec.action_dim, tokens),
         encoder,
         prior,
         guide,
@@ -134,6 +127,24 @@ def build(config: ConfigDict, spec: EnvSpec, num_tasks: int, embedding_dim: int 
         executed=config.execution_horizon,
         weighted_actions=config.codebook.weighted_actions,
         action_weight=config.codebook.action_weight,
+    )
+
+
+def _autoencoder(sizes: ConfigDict, action_dim: int, tokens: int) -> ActionAutoencoder | ResidualAutoencoder:
+    levels = tuple(sizes.levels)
+    if sizes.network == "residual":
+        return ResidualAutoencoder(action_dim, sizes.chunk_length, tokens, sizes.groups, sizes.hidden, levels)
+    return ActionAutoencoder(
+        action_dim=action_dim,
+        chunk_length=sizes.chunk_length,
+        width=sizes.width,
+        encoder_layers=sizes.encoder_layers,
+        decoder_layers=sizes.decoder_layers,
+        heads=sizes.heads,
+        levels=levels,
+        kernels=tuple(sizes.kernels),
+        strides=tuple(sizes.strides),
+        dropout=sizes.dropout,
     )
 
 
@@ -147,7 +158,7 @@ class QuestPolicy:
     classifier over a thousand codes learns them by heart; what is sampled, scored and refined are skills all the same.
     """
 
-    autoencoder: ActionAutoencoder
+    autoencoder: ActionAutoencoder | ResidualAutoencoder
     encoder: ObservationEncoder
     prior: SkillPrior
     guide: Guide | None = None
@@ -212,12 +223,12 @@ class QuestPolicy:
             guide = {}
             if self.guide is not None:
                 guide["guide"] = self.guide.init(jax.random.fold_in(keys[2], 1), context)["params"]
-                context = _with_rows(context, jnp.zeros((2, self.prior.tokens, len(self.prior.levels))))
             tokens = jnp.zeros((2, self.prior.tokens), jnp.int32)
+            digits = jnp.zeros((*tokens.shape, len(self.prior.levels))) if self.guide is not None else None
             return {
                 "autoencoder": self.autoencoder.init(keys[0], actions, deterministic=True)["params"],
                 "encoder": encoder["params"],
-                "prior": self.prior.init(keys[2], context, tokens)["params"],
+                "prior": self.prior.init(keys[2], context, tokens, digits)["params"],
                 "batch_stats": encoder.get("batch_stats", {}),
                 **guide,
             }
@@ -299,8 +310,9 @@ class QuestPolicy:
         logits = apply(
             self.prior,
             {"params": variables["prior"]},
-            self._guided(variables, context),
+            context,
             batch["skill"],
+            self._digits(variables, context, batch["skill"]),
             deterministic=False,
             rngs={"dropout": keys[2]},
         )
@@ -335,8 +347,12 @@ class QuestPolicy:
         rows = max(1, int(self.guide_decoded_share * len(chunk)))
         chunk, wanted = chunk[:rows], wanted[:rows]
         codebook = {"params": variables["autoencoder"]}
-        digits = apply(self.autoencoder, codebook, chunk, method="real_digits")
-        drawn = draw_digits(digits, key, sharpness=self.prior.guide_sharpness, levels=self.prior.levels)
+
+        def around(digits: jax.Array, first: int) -> jax.Array:
+            group_key = jax.random.fold_in(key, first)
+            return draw_digits(digits, group_key, sharpness=self.prior.guide_sharpness, levels=self.prior.levels)
+
+        drawn, _ = apply(self.autoencoder, codebook, chunk, around, method="walk")
         decoded = apply(self.autoencoder, codebook, drawn, length=self.executed, method="decode_digits")
         return loss + self.guide_decoded * objectives.reconstruction_l1(decoded, wanted[:, : self.executed])
 
@@ -358,8 +374,9 @@ class QuestPolicy:
         return apply(
             self.prior,
             {"params": variables["prior"]},
-            self._guided(variables, context),
+            context,
             keys,
+            self._digits_after(variables, context),
             temperature=sampling.temperature,
             top_k=sampling.top_k,
             method="sample",
@@ -394,20 +411,25 @@ class QuestPolicy:
         `support` `[B, K, top_k]` is the recorded top-k set; the distribution is renormalised over it, as when sampling.
         """
         chex.assert_rank([context, skills], [3, 2])
-        guided = self._guided(variables, context)
-        logits = apply(self.prior, {"params": variables["prior"]}, guided, skills, deterministic=True)
+        digits = self._digits(variables, context, skills)
+        logits = apply(self.prior, {"params": variables["prior"]}, context, skills, digits, deterministic=True)
         return (
             log_prob_of(logits, skills, temperature=temperature, support=support),
             entropy_of(logits, temperature=temperature, support=support),
         )
 
-    def _guided(self, variables: Variables, context: jax.Array) -> jax.Array:
-        """The context as the prior reads it: with the guide's digits `[B, K, len(levels)]` as rows of their own."""
+    def _digits(self, variables: Variables, context: jax.Array, skills: jax.Array) -> jax.Array | None:
+        """The guide's digits `[B, K, len(levels)]` of every token after those of `skills` before it."""
+        after = self._digits_after(variables, context)
+        return None if after is None else after(skills)
+
+    def _digits_after(self, variables: Variables, context: jax.Array) -> Callable[[jax.Array], jax.Array] | None:
+        """From tokens `[B, K]` to the digits of the guide's chunk after them; None without a guide."""
         if self.guide is None:
-            return context
+            return None
         chunk = apply(self.guide, {"params": variables["guide"]}, context)
-        digits = apply(self.autoencoder, {"params": variables["autoencoder"]}, chunk, method="real_digits")
-        return _with_rows(context, digits)
+        codebook = {"params": variables["autoencoder"]}
+        return lambda tokens: apply(self.autoencoder, codebook, chunk, tokens, method="real_digits")
 
     def decide(
         self,
@@ -433,9 +455,3 @@ class QuestPolicy:
 
 def _without_targets(batch: Rows) -> dict[str, Any]:
     return {name: value for name, value in batch.items() if name not in ("skill", "chunk")}
-
-
-def _with_rows(context: jax.Array, digits: jax.Array) -> jax.Array:
-    """Context `[B, C, D]` and digits `[B, K, len(levels)]`, padded to its width, as `[B, C + K, D]`."""
-    padding = context.shape[-1] - digits.shape[-1]
-    return jnp.concatenate([context, jnp.pad(digits, ((0, 0), (0, 0), (0, padding)))], axis=1)

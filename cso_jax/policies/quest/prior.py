@@ -8,6 +8,7 @@ Letters: B batch, C context tokens, K skill tokens, V vocabulary, D width, k top
 """
 
 import math
+from collections.abc import Callable
 from typing import Literal, NamedTuple, get_args
 
 import chex
@@ -100,11 +101,10 @@ class SkillPrior(nn.Module):
     of its own for each of the V codes. "digits": a code is one digit per FSQ level; its embedding is the sum of its
     digits' embeddings and its logit the sum of its digits' logits. "both": the sum of the two.
 
-    A `guide_sharpness` above 0: the last K context rows are no tokens; their first entries are the digits, as real
-    numbers, that a regression of the chunk has in the codebook. Token k reads row k, and each digit of its codes loses
-    logit with the squared distance from there: one step off, by a sharpness that starts at `guide_sharpness` and that
-    the network learns, for each level from what it knows at that token. All its outputs start at zero, so that the
-    likeliest skill is at first that of the regressed chunk.
+    A `guide_sharpness` above 0: the prior is told the digits, as real numbers, that a regression of the chunk has in
+    the codebook. Each digit of a token's codes loses logit with the squared distance from there: one step off, by a
+    sharpness that starts at `guide_sharpness` and that the network learns, for each level from what it knows at that
+    token. All its outputs start at zero, so that the likeliest skill is at first that of the regressed chunk.
     """
 
     levels: tuple[int, ...] = (8, 5, 5, 5)
@@ -144,13 +144,17 @@ class SkillPrior(nn.Module):
         self.lnf = layer_norm()
         self.input_dropout = Dropout(self.dropout)
 
-    def __call__(self, context: jax.Array, tokens: jax.Array, *, deterministic: bool = True) -> jax.Array:
+    def __call__(
+        self, context: jax.Array, tokens: jax.Array, guide: jax.Array | None = None, *, deterministic: bool = True
+    ) -> jax.Array:
         """Teacher forcing: `context [B, C, D]` and the skill `tokens [B, K]` to logits `[B, K, V]` for those tokens.
 
-        The last token only serves as a target. Needs a "dropout" rng when not deterministic.
+        The last token only serves as a target. `guide [B, K, len(levels)]` are each token's digits of the regressed
+        chunk, after the tokens before it. Needs a "dropout" rng when not deterministic.
         """
-        context, guide = self._split(context)
+        chex.assert_shape(context, (None, None, self.width))
         chex.assert_shape(tokens, (context.shape[0], self.tokens))
+        self._check_guide(guide)
         start = jnp.full((tokens.shape[0], 1), self.vocabulary, tokens.dtype)
         embedded = self._embed(jnp.concatenate([start, tokens[:, :-1]], axis=1), guide)
         embedded = embedded + positional_encoding(self.tokens, self.width)
@@ -161,14 +165,23 @@ class SkillPrior(nn.Module):
         return self._logits(self.lnf(x[:, context.shape[1] :]), guide)
 
     def sample(
-        self, context: jax.Array, keys: chex.PRNGKey, *, temperature: float | jax.Array = 1.0, top_k: int = 0
+        self,
+        context: jax.Array,
+        keys: chex.PRNGKey,
+        guide: Callable[[jax.Array], jax.Array] | None = None,
+        *,
+        temperature: float | jax.Array = 1.0,
+        top_k: int = 0,
     ) -> Sample:
         """Draws skills for `context [B, C, D]` with one PRNG key per row (typed `[B]` or raw uint32 `[B, 2]`).
 
-        Keys and values of earlier tokens are cached. `top_k` = 0 samples from the whole vocabulary; a temperature
-        of 0 is greedy. Token t of a row uses `fold_in(key, t)`.
+        `guide` gives the digits `[B, K, len(levels)]` for tokens `[B, K]`, of which those that are not drawn yet are 0:
+        it must not look at the token it is asked for, nor at later ones. Keys and values of earlier tokens are cached.
+        `top_k` = 0 samples from the whole vocabulary; a temperature of 0 is greedy. Token t of a row uses
+        `fold_in(key, t)`.
         """
-        context, guide = self._split(context)
+        chex.assert_shape(context, (None, None, self.width))
+        self._check_guide(guide)
         batch = context.shape[0]
         chex.assert_axis_dimension(keys, 0, batch)
         if not 0 <= top_k <= self.vocabulary:
@@ -177,24 +190,24 @@ class SkillPrior(nn.Module):
         positions = positional_encoding(self.tokens, self.width)
 
         def step(carry, t):
-            previous, caches = carry
+            previous, so_far, caches = carry
             logits, caches = model.apply(
                 variables,
                 previous,
                 positions[t],
                 caches,
                 context.shape[1] + t,
-                guide if guide is None else guide[:, t],
+                guide if guide is None else guide(so_far)[:, t],
                 method="_next_logits",
             )
             step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, t)
             token, support = draw(logits, step_keys, temperature=temperature, top_k=top_k)
             log_prob = log_prob_of(logits, token, temperature=temperature, support=support)
             entropy = entropy_of(logits, temperature=temperature, support=support)
-            return (token, caches), (token, log_prob, support, entropy)
+            return (token, so_far.at[:, t].set(token), caches), (token, log_prob, support, entropy)
 
         start = jnp.full((batch,), self.vocabulary, jnp.int32)
-        carry = (start, self._prefill(context))
+        carry = (start, jnp.zeros((batch, self.tokens), jnp.int32), self._prefill(context))
         _, (tokens, log_prob, support, entropy) = jax.lax.scan(step, carry, jnp.arange(self.tokens))
         support = None if support is None else jnp.moveaxis(support, 0, 1)
         return Sample(tokens.T, log_prob.T, support, entropy.T)
@@ -223,12 +236,9 @@ class SkillPrior(nn.Module):
     def _output(self, size: int, name: str) -> nn.Module:
         return Linear(size, zero_bias=self.guided, zero_kernel=self.guided, name=name)
 
-    def _split(self, context: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-        """The context tokens, and the guide `[B, K, len(levels)]` where there is one."""
-        chex.assert_shape(context, (None, None, self.width))
-        if not self.guided:
-            return context, None
-        return context[:, : -self.tokens], context[:, -self.tokens :, : len(self.levels)]
+    def _check_guide(self, guide: object) -> None:
+        if (guide is not None) != self.guided:
+            raise ValueError(f"a guide belongs to a guide_sharpness above 0; it is {self.guide_sharpness}")
 
     def _embed(self, tokens: jax.Array, guide: jax.Array | None) -> jax.Array:
         """Embeddings `[..., D]` of tokens `[...]`, V for the start token, with what guides the ones after them."""
