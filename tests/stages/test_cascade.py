@@ -145,6 +145,8 @@ VARIANTS = {
                "codebook.action_weight=5.0", "codebook.mixed_share=0.5", "codebook.weighted_actions=4",
                "codebook.squared_weight=1.0", "prior.guide_decoded=1.0", "prior.guide_decoded_share=0.5",
                "spo.critic=true"],
+    "coarse to fine": ["prior.guide=(16,)", "prior.head=digits", "prior.guide_decoded=1.0", "sampling.top_k=0",
+                       "autoencoder.network=residual", "autoencoder.hidden=16", "spo.temperature=2.0"],
     "guided, from pixels, encoder trained": [
         "prior.guide=(16,)", "prior.guide_decoded=1.0", "env.obs=pixels", "env.cameras=camera", "env.image_size=16",
         "encoder.image_width=16", "spo.freeze_encoder=false",
@@ -160,6 +162,8 @@ def test_variants_of_the_cascade(tmp_path, run_environment, variant):
     results = results_of(tmp_path)
     skipped = {"no R-SFT": {"rsft"}, "no SPO": {"spo"}}.get(variant, set())
     assert set(results) == {"config_hash", "imitation", "rsft", "spo"} - skipped
+    for row in read_jsonl(tmp_path / "metrics.jsonl"):  # what is scored is what was drawn
+        assert row.get("log_prob_drift", 0) < 1e-4
 
 
 def test_the_policy_of_the_lowest_validation_loss_is_kept_if_asked_for(tmp_path, run_environment):

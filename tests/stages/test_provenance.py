@@ -35,6 +35,8 @@ from cso_jax.stages import provenance, table
         ("rsft.steps", {"rsft", "spo"}),
         ("sampling.top_k", {"spo"}),
         ("spo.clip_low", {"spo"}),
+        ("spo.temperature", {"spo"}),
+        ("autoencoder.network", {"codebook", "imitation", "rsft", "spo"}),
         ("evaluation.episodes_per_task", set()),
     ],
 )

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
-from cso_jax.policies.interface import SkillPolicy, Variables
+from cso_jax.policies.interface import Sampling, SkillPolicy, Variables
 from cso_jax.rollout.episodes import EpisodeRecord
 from cso_jax.run import Run
 
@@ -19,6 +20,11 @@ class Material(NamedTuple):
 
     items: list[Columns]
     metrics: dict[str, float]
+
+
+def behaviour(config: ConfigDict) -> Sampling:
+    """How SPO draws the skills that it learns from: the policy whose ratio it takes."""
+    return Sampling(config.spo.temperature or config.sampling.temperature, config.sampling.top_k)
 
 
 def episode_columns(run: Run, record: EpisodeRecord) -> Columns:
@@ -39,7 +45,7 @@ def score_episodes(run: Run, variables: Variables, episodes: Sequence[Mapping[st
     def score(rows: Columns) -> jax.Array:
         return _score(
             run.skill_policy, variables, rows["context"], rows["skill"],
-            temperature=run.config.sampling.temperature, support=rows.get("support"),
+            temperature=behaviour(run.config).temperature, support=rows.get("support"),
         )[0]  # fmt: skip
 
     stacked = {name: np.concatenate([episode[name] for episode in episodes]) for name in names}

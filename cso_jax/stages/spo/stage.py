@@ -21,7 +21,7 @@ from cso_jax.rollout.episodes import EpisodeRecord, EpisodeRequest
 from cso_jax.rollout.groups import GroupBatch, collect_every_group, collect_groups
 from cso_jax.run import Run, RunError, Stopped
 from cso_jax.stages.spo import critic, objectives
-from cso_jax.stages.spo.material import Material, episode_columns
+from cso_jax.stages.spo.material import Material, behaviour, episode_columns
 
 STAGE = "spo"
 _EMPTY_ITERATIONS = 3  # in a row without an informative group: the policy has nothing left to learn from
@@ -38,7 +38,8 @@ def problems(config: ConfigDict) -> list[str]:
         *rules.one_of("spo.objective", settings.objective, tuple(objectives.OBJECTIVES)),
     ]
     if settings.enabled:
-        found += rules.draws("sampling", config.sampling, "the episodes of a group would all be the same; SPO needs")
+        drawn = behaviour(config)
+        found += rules.draws("sampling", drawn, "the episodes of a group would all be the same; SPO needs")
     decisions = -(-config.env.horizon // max(config.execution_horizon, 1))
     epsilon = 0 < settings.clip_low < 0.5 and 1 <= settings.clip_high < 2
     checks = (
@@ -156,7 +157,7 @@ def _learner(run: Run, variables: Variables) -> tuple[LearnerState, learner.Upda
         optimiser,
         run.mesh,
         objectives.of(settings).loss(settings),
-        temperature=run.config.sampling.temperature,
+        temperature=behaviour(run.config).temperature,
         entropy_bonus=settings.entropy_bonus,
         extra_loss=critic.loss(settings) if settings.critic else None,
     )
@@ -207,7 +208,8 @@ def collect(
     """
     settings = run.config.spo
     keep = ("skill", "log_prob", "support") + (("context",) if settings.freeze_encoder else ())
-    agent = run.agent({part: values for part, values in variables.items() if part != CRITIC})
+    acting = {part: values for part, values in variables.items() if part != CRITIC}
+    agent = run.agent(acting, behaviour(run.config))
     act = make_act(agent, keep=keep, clock=run.clock)
     tasks = _task_order(run, iteration, memory)
 
