@@ -22,6 +22,7 @@ _BAR_OPENING = 0.028
 _ACROSS = 0.8  # cosine
 _GAPS = ((0.001, 0.05), (0.005, 0.0))  # metres around the hand, and the radians that a narrow one costs
 _PATIENCE = 25
+_BELOW = 0.012  # metres of a pushing finger beyond the middle of what it pushes, so that it does not slip over that
 _KNOB_LEVER, _KNOB_LEAD, _KNOB_STEPS = 0.038, 0.07, 100
 
 
@@ -234,7 +235,7 @@ def _push_handle(arm: Arm, part: Part, handle: _Handle, ignored: Sequence[str]) 
             forward = -handle.outwards * np.cos(pitch) - _UP * np.sin(pitch)
             for closing in (side, -side, np.cross(side, forward), -np.cross(side, forward)):
                 rotation = np.stack([closing, np.cross(forward, closing), forward], 1)
-                place = face - (FINGERTIP + 0.002) * forward
+                place = face - (FINGERTIP + 0.002) * forward - _BELOW * np.sin(pitch) * _UP
                 cost = float(np.linalg.norm(rotation_vector(rotation @ nominal.T)))
                 cost += 10.0 * float(np.linalg.norm(face - handle.middle))
                 if cost > least - 0.02:
