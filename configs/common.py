@@ -126,7 +126,9 @@ def libero_from_states(config, suite):
     config.reference.steps = 4000
     config.reference.later_weight = 0.1
 
-    config.codebook.steps = 2500
+    config.autoencoder.network = "residual"
+    config.codebook.steps = 4000
+    config.codebook.batch_size = 256
     config.codebook.squared_weight = 4.0
 
     config.encoder.lowdim_together = True

@@ -3,8 +3,8 @@
     python -m cso_jax.main --config=configs/libero_goal_state.py --workdir=runs/libero_goal_state
 
 Tasks are told apart by their sentences (MiniLM): all ten start from one scene. Seed 1, n = 200 per stage, 95 %
-intervals: imitation 72.5 % [65.9, 78.2], R-SFT 79.0 % [72.8, 84.1], SPO 83.0 % [77.2, 87.6]; behaviour cloning on the
-same demonstrations 90.5 % [85.6, 93.8], its chunks through the codebook 79.5 % [73.4, 84.5]: docs/results.md.
+intervals: imitation 90.0 % [85.1, 93.4], R-SFT 92.0 % [87.4, 95.0], SPO 94.0 % [89.8, 96.5]; behaviour cloning on the
+same demonstrations 92.0 % [87.4, 95.0], its chunks through the codebook 89.0 % [83.9, 92.6]: docs/results.md.
 """
 
 from cso_jax import defaults

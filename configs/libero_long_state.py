@@ -22,5 +22,6 @@ def get_config():
     config.codebook.steps = 5000
     config.reference.steps = 8000
     config.imitation.steps = 10000
+    config.sampling.top_k = 0
     config.spo.iterations = 6  # not run yet
     return config

@@ -5,7 +5,7 @@
 Scripted demonstrations, evaluation from the benchmark's initial states. Seed 1, n = 200 per stage, 95 % intervals:
 imitation and R-SFT 86.5 % [81.1, 90.6], SPO 90.0 % [85.1, 93.4]; behaviour cloning on the same demonstrations 90.5 %
 [85.6, 93.8], its chunks through the codebook 85.5 % [80.0, 89.7]: docs/results.md. That was before today's
-demonstrations, encoder and guide.
+demonstrations, encoder, guide and codebook.
 """
 
 from cso_jax import defaults

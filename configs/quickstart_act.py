@@ -11,7 +11,7 @@ from . import quickstart
 
 
 def get_config():
-    config = defaults.with_policy(quickstart.get_config(), "act")
+    config = defaults.with_policy(quickstart.shared(), "act")
     config.policy.width = 128
     config.policy.heads = 4
     config.policy.feed_forward = 256

@@ -11,7 +11,7 @@ from . import quickstart
 
 
 def get_config():
-    config = defaults.with_policy(quickstart.get_config(), "diffusion")
+    config = defaults.with_policy(quickstart.shared(), "diffusion")
     config.policy.widths = (64, 128)
     config.policy.condition = 128
     config.imitation.steps = 3000

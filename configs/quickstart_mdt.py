@@ -11,7 +11,7 @@ from . import quickstart
 
 
 def get_config():
-    config = defaults.with_policy(quickstart.get_config(), "mdt")
+    config = defaults.with_policy(quickstart.shared(), "mdt")
     config.policy.width = 64
     config.policy.heads = 4
     config.policy.encoder_layers = 1

@@ -11,7 +11,7 @@ from . import quickstart
 
 
 def get_config():
-    config = defaults.with_policy(quickstart.get_config(), "resnet_t")
+    config = defaults.with_policy(quickstart.shared(), "resnet_t")
     config.policy.chunk_length = 8
     config.policy.history = 4
     config.policy.layers = 2

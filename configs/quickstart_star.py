@@ -11,6 +11,6 @@ from . import common, quickstart
 
 
 def get_config():
-    config = defaults.with_policy(quickstart.get_config(), "star")
+    config = defaults.with_policy(quickstart.shared(), "star")
     common.small_residual_skills(config)
     return config

@@ -11,6 +11,6 @@ from . import common, quickstart
 
 
 def get_config():
-    config = defaults.with_policy(quickstart.get_config(), "vqbet")
+    config = defaults.with_policy(quickstart.shared(), "vqbet")
     common.small_residual_skills(config)
     return config

@@ -86,7 +86,7 @@ ALGORITHM = [("rsft.strike_rule", "algorithm")]  # ten attempts from each state;
         ([("scale", "tiny")], "config.scale must be one of"),
         ([*ALGORITHM, ("rsft.max_rollouts_per_task", "5")], "one initial state takes"),
         ([("sampling.top_k", "5000")], "there are 1000 codes"),
-        ([("sampling.temperature", "0")], "SPO needs a positive one"),
+        ([("sampling.temperature", "0"), ("spo.temperature", "0")], "SPO needs a positive one"),
         ([("sampling.top_k", "1")], "config.sampling.top_k is 1 (greedy)"),
         ([*ALGORITHM, ("rsft.temperature", "0")], "config.rsft.temperature is 0 (greedy): the 10 attempts"),
         ([*ALGORITHM, ("rsft.top_k", "1")], "config.rsft.top_k is 1 (greedy): the 10 attempts"),
@@ -134,6 +134,7 @@ def test_problems(given, message):
         {"rsft.strikes": "1", "rsft.top_k": "1"},
         {"rsft.enabled": "false", "rsft.temperature": "0", "rsft.final_learning_rate": "1"},
         {"spo.enabled": "false", "sampling.top_k": "1"},
+        {"sampling.temperature": "0", "spo.temperature": "1.5"},  # evaluated greedily
         {"spo.clip_low": "0"},
         {"spo.clip_low": "0.2", "spo.clip_high": "5"},
         {"codebook.learning_rate": "0", "codebook.final_learning_rate": "0"},

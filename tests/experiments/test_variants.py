@@ -105,7 +105,7 @@ def test_paper_scale_raises_what_is_smaller(tmp_path):
     _, cells, _ = plans("critic", tmp_path, "quickstart", "paper")
     assert cells
     for one in cells:
-        assert one.config.spo.iterations == 36  # the suite's
+        assert one.config.spo.iterations == 40  # the suite's
         assert (one.config.spo.groups, one.config.spo.group_size) == (150, 8)
         assert one.config.evaluation.episodes_per_task == 50
         assert one.config.rsft.max_rollouts_per_task >= 5 * one.config.rsft.successes_per_task == 1000
