@@ -4,7 +4,8 @@
 
 Eight clean demonstrations per task. Success on held-out initial states, seeds 4 to 8 pooled (n = 1,250 per number, 95 %
 intervals): behaviour cloning 79.0 % [76.6, 81.1], its chunks through the codebook 79.5 % [77.2, 81.7], imitation
-77.6 % [75.2, 79.8], R-SFT 79.8 % [77.5, 82.0], SPO 94.4 % [93.0, 95.5]. About six minutes on two CPU cores.
+77.6 % [75.2, 79.8], R-SFT 79.8 % [77.5, 82.0], SPO 94.4 % [93.0, 95.5]. Eight to eleven minutes on one CPU
+core beside another job; not timed alone since its last change.
 
 The networks are small, the learning rates large, the codebook codes coarse to fine and the prior is guided, which the
 paper's are not: docs/base_policy.md.
@@ -18,7 +19,7 @@ from . import common
 def get_config():
     config = shared()
     config.autoencoder.network = "residual"
-    config.prior.guide_decoded = 0.0  # a coarse-to-fine codebook gives the guide's chunk back as it is
+    config.prior.guide_decoded = 0.0  # a coarse-to-fine codebook gives the guide's chunk back nearly as it is
 
     # SPO draws wide enough to find what the demonstrations lack; evaluation stays closer to what was learned.
     config.sampling.temperature = 0.5

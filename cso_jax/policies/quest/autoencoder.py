@@ -92,6 +92,11 @@ class ActionAutoencoder(nn.Module):
         return self.chunk_length // math.prod(self.strides)
 
     @property
+    def groups(self) -> int:
+        """1: the digits of all tokens follow from the chunk alone."""
+        return 1
+
+    @property
     def vocabulary(self) -> int:
         """Number of distinct tokens."""
         return fsq.codebook_size(self.levels)

@@ -429,7 +429,14 @@ class QuestPolicy:
             return None
         chunk = apply(self.guide, {"params": variables["guide"]}, context)
         codebook = {"params": variables["autoencoder"]}
-        return lambda tokens: apply(self.autoencoder, codebook, chunk, tokens, method="real_digits")
+
+        def after(tokens: jax.Array) -> jax.Array:
+            return apply(self.autoencoder, codebook, chunk, tokens, method="real_digits")
+
+        if self.autoencoder.groups > 1:
+            return after
+        digits = after(jnp.zeros((chunk.shape[0], self.prior.tokens), jnp.int32))  # once, not for every token
+        return lambda tokens: digits
 
     def decide(
         self,
