@@ -49,7 +49,7 @@ _BEFORE = {
 # they are left out of it.
 _SINCE: dict[str, Any] = {f"{stage}.accumulate": 1 for stage in ("codebook", "imitation", "reference", "rsft")}
 _SINCE |= {"encoder.lowdim_together": False}
-_SINCE |= {"spo.temperature": 0.0}
+_SINCE |= {"spo.temperature": 0.0, "spo.probe": 0}
 _SINCE |= {"autoencoder.network": "transformer", "autoencoder.groups": 2, "autoencoder.hidden": 256}
 _BEFORE |= _SINCE
 

@@ -10,7 +10,7 @@ say in whether it is used, and all draw initial states by counting, so a resumed
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from cso_jax.envs.protocol import TrainInit, require_train
 
@@ -29,22 +29,46 @@ MakeRequest = Callable[[TrainInit, int], Request]
 """`(init, attempt) -> request`; the sampling key must be a function of these two alone."""
 
 
+class Outcome(NamedTuple):
+    """What came of one group: whether its first episodes, as many as every group runs, were successes."""
+
+    task: str
+    first: tuple[bool, ...]
+    mixed: bool  # both outcomes among all that ran
+
+
 @dataclasses.dataclass
 class GroupBatch(Generic[Record]):
     """The outcome of `collect_groups`.
 
-    `kept[i]` are the `group_size` records of one informative group, in attempt order. Of `drawn` groups `all_success`
-    and `all_failure` were rejected and `surplus` informative ones were not needed. `success_rate` is over every episode
-    that ran, kept or not. `exhausted` is true when the budget ended before enough informative groups were found.
+    `kept[i]` are the `group_size` records of one informative group, in attempt order. `outcomes` are of every group
+    that was drawn, kept or not: `all_success` and `all_failure` of them were rejected and `surplus` informative ones
+    not needed. `episodes` ran. `exhausted` is true when the budget ended before enough informative groups were found.
     """
 
     kept: list[list[Record]]
-    drawn: int
-    all_success: int
-    all_failure: int
+    outcomes: list[Outcome]
     surplus: int
-    success_rate: float
+    episodes: int
     exhausted: bool
+
+    @property
+    def drawn(self) -> int:
+        return len(self.outcomes)
+
+    @property
+    def all_success(self) -> int:
+        return sum(not group.mixed and group.first[0] for group in self.outcomes)
+
+    @property
+    def all_failure(self) -> int:
+        return sum(not group.mixed and not group.first[0] for group in self.outcomes)
+
+    @property
+    def success_rate(self) -> float:
+        """Of the episodes that every group runs: which groups run more depends on how these ended."""
+        ends = [success for group in self.outcomes for success in group.first]
+        return sum(ends) / len(ends)
 
     @property
     def kept_count(self) -> int:
@@ -65,11 +89,19 @@ def collect_groups(
     group_size: int,
     wave_groups: int,
     max_groups: int,
+    probe: int = 0,
 ) -> GroupBatch[Record]:
     """Dynamic rejection: draw initial states until `groups` of them gave both successes and failures.
 
     `draw_init(k)` is the k-th initial state of this collection, k = 0, 1, ... The first `groups` informative groups in
     draw order are kept. Stops after `max_groups` draws with what there is.
+
+    With `probe` that many episodes of each group run first, and a group whose first ones all end alike ends there
+    (0: all run). Nothing but outcomes decides that, so no gradient is bent by it: whatever the outcomes r of a group
+    are, k successes of N from a state where success has probability p, the expectation of sum_i (r_i - mean r) grad
+    log pi(episode i) is grad p times k (N - k) / (N p (1 - p)), for outcomes alone say nothing of an episode beyond
+    its own. Groups that go on count as before; of the others those are missing that would have been mixed later, from
+    states that are nearly mastered or nearly hopeless.
 
     Raises ValueError for counts that cannot work, TypeError for an evaluation state.
     """
@@ -78,31 +110,25 @@ def collect_groups(
         raise ValueError(f"group_size must be at least 2, since one episode has no advantage; got {group_size}")
     if max_groups < groups:
         raise ValueError(f"max_groups must be at least groups ({groups}), got {max_groups}")
+    if probe and not 2 <= probe <= group_size:
+        raise ValueError(f"probe must be 0 or between 2 and group_size ({group_size}), got {probe}")
+    first = probe or group_size
     informative: list[list[Record]] = []
-    drawn = all_success = all_failure = successes = 0
-    while len(informative) < groups and drawn < max_groups:
-        wave = range(drawn, min(drawn + wave_groups, max_groups))
+    outcomes: list[Outcome] = []
+    surplus = episodes = 0
+    while len(informative) < groups and len(outcomes) < max_groups:
+        wave = range(len(outcomes), min(len(outcomes) + wave_groups, max_groups))
         inits = [require_train(draw_init(k)) for k in wave]
-        records = _run(run_wave, [make_request(init, attempt) for init in inits for attempt in range(group_size)])
-        drawn += len(wave)
-        for group in _split(records, group_size):
-            won = sum(bool(record.success) for record in group)
-            successes += won
-            if won == group_size:
-                all_success += 1
-            elif won == 0:
-                all_failure += 1
-            else:
-                informative.append(group)
-    return GroupBatch(
-        kept=informative[:groups],
-        drawn=drawn,
-        all_success=all_success,
-        all_failure=all_failure,
-        surplus=max(0, len(informative) - groups),
-        success_rate=successes / (drawn * group_size),
-        exhausted=len(informative) < groups,
-    )
+        begun = _attempts(make_request, run_wave, inits, range(first))
+        ended = [Outcome(init.task, _successes(group), _mixed(group)) for init, group in zip(inits, begun, strict=True)]
+        mixed = [number for number, outcome in enumerate(ended) if outcome.mixed]
+        kept = mixed[: groups - len(informative)]
+        rest = _attempts(make_request, run_wave, [inits[number] for number in kept], range(first, group_size))
+        informative.extend(begun[number] + more for number, more in zip(kept, rest, strict=True))
+        outcomes.extend(ended)
+        surplus += len(mixed) - len(kept)
+        episodes += len(inits) * first + len(kept) * (group_size - first)
+    return GroupBatch(informative, outcomes, surplus, episodes, exhausted=len(informative) < groups)
 
 
 def collect_every_group(
@@ -117,20 +143,36 @@ def collect_every_group(
     """The first `groups` groups, whatever came of them. Raises as `collect_groups` does."""
     _require_positive(groups=groups, group_size=group_size, wave_groups=wave_groups)
     kept: list[list[Record]] = []
-    for first in range(0, groups, wave_groups):
-        inits = [require_train(draw_init(k)) for k in range(first, min(first + wave_groups, groups))]
-        records = _run(run_wave, [make_request(init, attempt) for init in inits for attempt in range(group_size)])
-        kept.extend(_split(records, group_size))
-    wins = [sum(bool(record.success) for record in group) for group in kept]
-    return GroupBatch(
-        kept=kept,
-        drawn=groups,
-        all_success=wins.count(group_size),
-        all_failure=wins.count(0),
-        surplus=0,
-        success_rate=sum(wins) / (groups * group_size),
-        exhausted=False,
-    )
+    outcomes: list[Outcome] = []
+    for begin in range(0, groups, wave_groups):
+        inits = [require_train(draw_init(k)) for k in range(begin, min(begin + wave_groups, groups))]
+        found = _attempts(make_request, run_wave, inits, range(group_size))
+        kept.extend(found)
+        outcomes.extend(
+            Outcome(init.task, _successes(group), _mixed(group)) for init, group in zip(inits, found, strict=True)
+        )
+    return GroupBatch(kept, outcomes, surplus=0, episodes=groups * group_size, exhausted=False)
+
+
+def _attempts(
+    make_request: Callable[[TrainInit, int], Request],
+    run_wave: Callable[[Sequence[Request]], Sequence[Record]],
+    inits: Sequence[TrainInit],
+    attempts: range,
+) -> list[list[Record]]:
+    """The records of these attempts from each initial state, run together."""
+    if not inits or not attempts:
+        return [[] for _ in inits]
+    records = _run(run_wave, [make_request(init, attempt) for init in inits for attempt in attempts])
+    return list(_split(records, len(attempts)))
+
+
+def _successes(group: Sequence[HasSuccess]) -> tuple[bool, ...]:
+    return tuple(bool(record.success) for record in group)
+
+
+def _mixed(group: Sequence[HasSuccess]) -> bool:
+    return len(set(_successes(group))) == 2
 
 
 @dataclasses.dataclass(frozen=True)

@@ -141,7 +141,7 @@ def _measure(config: Any, workdir: Path, stop: Any) -> None:
     run = open_run(config, workdir, stop)
     try:
         before, iteration, memory = _before_last_update(run, workdir)
-        groups, _ = spo.collect(run, before, iteration, memory)
+        groups = spo.collect(run, before, iteration, memory)
         records = [record for group in groups.kept for record in group]
         if not records:
             telemetry.warn(f"{workdir}: the last SPO iteration had no informative group, so no update to measure")

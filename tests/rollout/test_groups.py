@@ -1,6 +1,7 @@
 """Dynamic rejection and N-strikes over scripted outcomes, expectations worked out by hand; the fake's demos."""
 
 import dataclasses
+import itertools
 import json
 
 import numpy as np
@@ -26,6 +27,7 @@ class Script:
     def __init__(self, **outcomes):
         self.outcomes = outcomes
         self.waves = []
+        self.attempts = []
 
     def draw(self, task, k):
         return TrainInit(task, k)
@@ -35,6 +37,7 @@ class Script:
 
     def run(self, requests):
         self.waves.append([(init.task, init.index) for init, attempt in requests if attempt == 0])
+        self.attempts.append([(init.index, attempt) for init, attempt in requests])
         return [
             Outcome(init.task, init.index, attempt, self.outcomes[init.task][init.index][attempt] == "1")
             for init, attempt in requests
@@ -71,9 +74,44 @@ def test_dynamic_rejection_with_no_signal_at_all():
     assert batch.kept == [] and batch.exhausted and batch.success_rate == 0 and batch.all_failure == 4
 
 
+def test_a_group_whose_first_episodes_end_alike_ends_with_them():
+    # By hand, two episodes first: states 1, 3, 4 and 6 are mixed by then. 0 would have been mixed by its third.
+    script = Script(t=["110", "101", "000", "011", "100", "111", "011"])
+    batch = groups_of(script, groups=3, group_size=3, wave_groups=4, max_groups=7, probe=2)
+    assert script.attempts == [
+        [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0), (2, 1), (3, 0), (3, 1)], [(1, 2), (3, 2)],
+        [(4, 0), (4, 1), (5, 0), (5, 1), (6, 0), (6, 1)], [(4, 2)],
+    ]  # fmt: skip
+    assert [[(r.state, r.attempt) for r in group] for group in batch.kept] == [
+        [(state, attempt) for attempt in range(3)] for state in (1, 3, 4)
+    ]
+    assert (batch.drawn, batch.all_success, batch.all_failure, batch.surplus) == (7, 2, 1, 1)
+    assert batch.episodes == 17
+    assert batch.success_rate == pytest.approx(8 / 14), "of the first two of each group: those that go on are chosen"
+    assert not batch.exhausted
+
+
+@pytest.mark.parametrize("probe", [0, 2])
+def test_when_a_group_ends_does_not_turn_the_gradient(probe):
+    # One of three actions is drawn, each with a chance of success of its own. All groups of three, worked out exactly.
+    policy, chances = np.array([0.5, 0.3, 0.2]), np.array([0.9, 0.5, 0.1])
+    gradient = policy * (chances - policy @ chances)  # of the chance of success, for the logits
+    found = np.zeros(3)
+    for actions in itertools.product(range(3), repeat=3):
+        for bits in itertools.product("01", repeat=3):
+            script = Script(t=["".join(bits)])
+            batch = groups_of(script, groups=1, group_size=3, wave_groups=1, max_groups=1, probe=probe)
+            wins = np.array([bit == "1" for bit in bits])
+            chance = np.prod(policy[list(actions)] * np.where(wins, chances[list(actions)], 1 - chances[list(actions)]))
+            for group in batch.kept:
+                advantages = wins - np.mean([record.success for record in group])
+                found += chance * advantages @ (np.eye(3)[list(actions)] - policy)
+    assert found / gradient == pytest.approx(np.full(3, found[0] / gradient[0])) and found[0] / gradient[0] > 0
+
+
 @pytest.mark.parametrize(
     "wrong",
-    [{"group_size": 1}, {"groups": 0}, {"wave_groups": 0}, {"max_groups": 1}],
+    [{"probe": 1}, {"probe": 3}, {"group_size": 1}, {"groups": 0}, {"wave_groups": 0}, {"max_groups": 1}],
     ids=lambda wrong: next(iter(wrong)),
 )
 def test_dynamic_rejection_refuses_impossible_counts(wrong):

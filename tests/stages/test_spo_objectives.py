@@ -12,6 +12,7 @@ from support.cascade import CONFIG, metrics_of, policy_of, results_of, saved
 from cso_jax import config as configs
 from cso_jax import main
 from cso_jax.files import read_jsonl
+from cso_jax.rollout.groups import Outcome
 from cso_jax.stages.spo.objectives.preference import pair_indices
 from cso_jax.stages.spo.stage import task_mean
 
@@ -27,7 +28,11 @@ LOGGED = {"critic": CLIPPING | CRITIC, "preference": PREFERENCE, "reinforce": se
 
 
 def test_every_task_counts_alike_in_the_training_reward():
-    outcomes = [("hard", False), ("hard", False), ("hard", True), ("easy", True), ("hard", False)]
+    outcomes = [
+        Outcome("hard", (False, False), mixed=False),
+        Outcome("easy", (True,), mixed=False),
+        Outcome("hard", (True, False), mixed=True),
+    ]
     assert task_mean(outcomes) == (1 / 4 + 1) / 2
 
 

@@ -18,7 +18,7 @@ from cso_jax.objectives import AVERAGES, BASELINES, UNITS
 from cso_jax.policies.interface import Variables
 from cso_jax.rollout.actor import make_act
 from cso_jax.rollout.episodes import EpisodeRecord, EpisodeRequest
-from cso_jax.rollout.groups import GroupBatch, collect_every_group, collect_groups
+from cso_jax.rollout.groups import GroupBatch, Outcome, collect_every_group, collect_groups
 from cso_jax.run import Run, RunError, Stopped
 from cso_jax.stages.spo import critic, objectives
 from cso_jax.stages.spo.material import Material, behaviour, episode_columns
@@ -50,6 +50,9 @@ def problems(config: ConfigDict) -> list[str]:
          f"got [{settings.clip_low}, {settings.clip_high}]"),
         (settings.group_size >= 2, f"config.spo.group_size must be at least 2; got {settings.group_size}"),
         (settings.max_groups >= settings.groups, "config.spo.max_groups must be at least config.spo.groups"),
+        (settings.probe == 0 or 2 <= settings.probe <= settings.group_size,
+         "config.spo.probe must be 0, for groups that run whole, or between 2 and config.spo.group_size "
+         f"({settings.group_size}); got {settings.probe}"),
         (settings.minibatch_skills >= decisions,
          f"config.spo.minibatch_skills is {settings.minibatch_skills}, but one episode can hold {decisions} skills "
          "and a minibatch takes whole episodes"),
@@ -95,7 +98,7 @@ def run_stage(run: Run) -> None:
             started = time.monotonic()
             try:
                 collected = functools.partial(_collected, run, learner.local(state.variables), iteration, memory)
-                groups, outcomes, memory = run.shared(f"{STAGE}_{iteration}", collected)
+                groups, memory = run.shared(f"{STAGE}_{iteration}", collected)
             except Stopped:
                 save(iteration, final=False)
                 raise
@@ -110,7 +113,7 @@ def run_stage(run: Run) -> None:
                     f"({groups.all_success} all successes, {groups.all_failure} all failures); no update"
                 )
             final = iteration + 1 == settings.iterations or empty == _EMPTY_ITERATIONS
-            row = _summary(groups, outcomes) | metrics | {"seconds": time.monotonic() - started}
+            row = _summary(groups) | metrics | {"seconds": time.monotonic() - started}
             run.metrics.write(STAGE, iteration + 1, **row)  # before the checkpoint: a resumed run drops surplus rows
             if final or (iteration + 1) % settings.checkpoint_every == 0 or run.stop.is_set():
                 save(iteration + 1, final)
@@ -195,13 +198,11 @@ def _without_critic(state: LearnerState) -> Any:
 
 def _collected(run: Run, variables: Variables, iteration: int, memory: dict[str, list]):
     """What `collect` gives, and the memory as it left it."""
-    return *collect(run, variables, iteration, memory), memory
+    return collect(run, variables, iteration, memory), memory
 
 
-def collect(
-    run: Run, variables: Variables, iteration: int, memory: dict[str, list]
-) -> tuple[GroupBatch, list[tuple[str, bool]]]:
-    """The groups of an iteration (from 0) under the policy `variables`; task and success of every episode that ran.
+def collect(run: Run, variables: Variables, iteration: int, memory: dict[str, list]) -> GroupBatch:
+    """The groups of an iteration (from 0) under the policy `variables`.
 
     A function of its arguments: the same call gives the same episodes again. `memory`, the record of which tasks give
     mixed groups, is brought up to date.
@@ -219,31 +220,26 @@ def collect(
     def make_request(init: TrainInit, attempt: int) -> EpisodeRequest:
         return EpisodeRequest(init, run.episode_key(STAGE, init.task, init.index, attempt))
 
-    outcomes: list[tuple[str, bool]] = []
-
     def run_wave(requests: Sequence[EpisodeRequest]) -> list[EpisodeRecord]:
-        records = run.rollout(requests, act, keep_observations=not settings.freeze_encoder)
-        outcomes.extend((record.request.init.task, record.success) for record in records)
-        return records
+        return run.rollout(requests, act, keep_observations=not settings.freeze_encoder)
 
     sizes = {"groups": settings.groups, "group_size": settings.group_size, "wave_groups": settings.wave_groups}
     if settings.critic or objectives.of(settings).uses_every_group(settings):
         groups = collect_every_group(draw_init, make_request, run_wave, **sizes)
     else:
-        groups = collect_groups(draw_init, make_request, run_wave, **sizes, max_groups=settings.max_groups)
+        budget = {"max_groups": settings.max_groups, "probe": settings.probe}
+        groups = collect_groups(draw_init, make_request, run_wave, **sizes, **budget)
     for task in memory:
         memory[task] = [0.8 * value for value in memory[task]]
-    for first in range(0, len(outcomes), settings.group_size):
-        group = outcomes[first : first + settings.group_size]
-        wins = sum(success for _, success in group)
-        mixed, drawn = memory[group[0][0]]
-        memory[group[0][0]] = [mixed + (0 < wins < len(group)), drawn + 1]
+    for group in groups.outcomes:
+        mixed, drawn = memory[group.task]
+        memory[group.task] = [mixed + group.mixed, drawn + 1]
     if groups.exhausted and settings.max_groups > settings.groups:
         telemetry.log(
             f"SPO iteration {iteration + 1}: {groups.kept_count} of {settings.groups} informative groups within the "
             f"budget of {settings.max_groups}"
         )
-    return groups, outcomes
+    return groups
 
 
 def _task_order(run: Run, iteration: int, memory: dict[str, list]) -> list[str]:
@@ -322,19 +318,19 @@ def _material(
     return state, objectives.of(run.config.spo).prepare(run, groups.kept, columns, reference)
 
 
-def task_mean(outcomes: Sequence[tuple[str, bool]]) -> float:
+def task_mean(outcomes: Sequence[Outcome]) -> float:
     """The mean over the tasks of each one's share of successes."""
     by_task: dict[str, list[bool]] = {}
-    for task, success in outcomes:
-        by_task.setdefault(task, []).append(success)
+    for group in outcomes:
+        by_task.setdefault(group.task, []).extend(group.first)
     return float(np.mean([np.mean(wins) for wins in by_task.values()]))
 
 
-def _summary(groups: GroupBatch, outcomes: Sequence[tuple[str, bool]]) -> dict[str, float]:
+def _summary(groups: GroupBatch) -> dict[str, float]:
     """What was collected.
 
-    `train_success` counts every episode alike, `train_success_task_mean` every task that was drawn: frontier sampling
-    draws the tasks that are not mastered more often, which lowers the former.
+    `train_success` counts the episodes that every group runs alike, `train_success_task_mean` every task that was
+    drawn: frontier sampling draws the tasks that are not mastered more often, which lowers the former.
     """
     kept = [record for group in groups.kept for record in group]
 
@@ -344,9 +340,10 @@ def _summary(groups: GroupBatch, outcomes: Sequence[tuple[str, bool]]) -> dict[s
 
     return {
         "train_success": groups.success_rate,
-        "train_success_task_mean": task_mean(outcomes),
+        "train_success_task_mean": task_mean(groups.outcomes),
         "informative_fraction": 1.0 - (groups.all_success + groups.all_failure) / groups.drawn,
         "groups_drawn": groups.drawn,
+        "episodes_run": groups.episodes,
         "groups_kept": groups.kept_count,
         "episodes": len(kept),
         "skills": sum(len(record.actions) for record in kept),
