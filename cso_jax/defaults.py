@@ -153,7 +153,9 @@ def _common() -> ConfigDict:
     config.spo.group_size = 8
     config.spo.max_groups = 600  # drawn at most per iteration: the budget of dynamic rejection
     config.spo.wave_groups = 150
-    config.spo.probe = 0  # so many episodes of a group first; if all end alike it ends with them. 0: all run
+    # So many episodes of a group run first, and if all end alike it ends with them; 0: all run. Not for objectives that
+    # learn from every group.
+    config.spo.probe = 0
     config.spo.temperature = 0.0  # of what its rollouts draw; 0: sampling.temperature
     config.spo.frontier_sampling = False  # draw tasks by how likely their groups have been mixed so far
     config.spo.epochs = 1

@@ -15,6 +15,7 @@ import optax
 from flax import struct, traverse_util
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from cso_jax import loops
 from cso_jax.policies.interface import Loss, SkillPolicy, Variables
 from cso_jax.precision import at
 
@@ -153,11 +154,11 @@ def repeated(update: Update, mesh: Mesh) -> Update:
     """`update` over several batches in one call: `batch` has a leading axis of steps, `key` is their keys `[N]`.
 
     The metrics come back with that axis. Dispatch and the hand-over of a step's many small arrays are paid once: on a
-    CPU a third of a small network's time (docs/performance.md).
+    CPU a third of a small network's time (docs/performance.md). Where `loops.slow_in_a_loop`, give it one step a call.
     """
 
     def steps(state: LearnerState, batches: Batch, keys: jax.Array):
-        return jax.lax.scan(lambda now, each: update(now, *each), state, (batches, keys))
+        return loops.scan(lambda now, each: update(now, *each), state, (batches, keys))
 
     if mesh.size == 1:
         return jax.jit(steps, donate_argnums=0)
@@ -201,7 +202,7 @@ def supervised_update(
 
         zeros = jax.tree.map(jnp.zeros_like, trainable)
         parts = _parts(batch, accumulate), jax.random.split(key, accumulate)
-        (sums, fixed), metrics = jax.lax.scan(part, (zeros, fixed), parts)
+        (sums, fixed), metrics = loops.scan(part, (zeros, fixed), parts)
         return jax.tree.map(lambda each: each / accumulate, sums), fixed, jax.tree.map(_whole, metrics)
 
     def update(state: LearnerState, batch: Batch, key: jax.Array):

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from cso_jax import learner, telemetry
+from cso_jax import learner, loops, telemetry
 from cso_jax.data.dataset import prefetched
 from cso_jax.files import step_folders
 from cso_jax.learner import LearnerState, Update
@@ -66,6 +66,12 @@ def spans(first: int, steps: int, every: Sequence[int], length: int) -> Iterator
         whole = whole and all(step // period == (step + length - 1) // period for period in every)
         yield range(step, step + (length if whole else 1))
         step += length if whole else 1
+
+
+def _several_per_call(update: Update, state: LearnerState, batch: dict[str, np.ndarray], key: jax.Array) -> bool:
+    """Whether steps are so short that it pays to make several in one call, and a loop of them would not be slow."""
+    small = sum(column.nbytes for column in batch.values()) < _SMALL_BATCH
+    return small and not loops.slow_in_a_loop(update, state, batch, key)
 
 
 def _stacked(batch: Callable[[int], dict[str, np.ndarray]], span: range) -> dict[str, np.ndarray]:
@@ -188,9 +194,9 @@ def fit(
         bar.set_postfix({name: float(values[name]) for name in ("loss",)})
 
     together = learner.repeated(update, run.mesh)
-    small = first < steps and sum(column.nbytes for column in batch(first).values()) < _SMALL_BATCH
     periods = (settings.log_every, settings.checkpoint_every)
-    calls = spans(first, steps, periods, _STEPS_PER_CALL if small else 1)
+    several = first < steps and _several_per_call(update, state, batch(first), key)
+    calls = spans(first, steps, periods, _STEPS_PER_CALL if several else 1)
     bar: telemetry.Progress[int] = telemetry.progress(steps, stage, unit="step", initial=first)
     with bar:
         for span, arrays in prefetched(functools.partial(_stacked, batch), calls):

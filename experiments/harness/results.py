@@ -48,7 +48,7 @@ def row_of(
         "clip_fraction": mean_of(metrics, "clip_fraction"),
         "cut_fraction": mean_of(metrics, "cut_fraction"),
         "grad_norm": mean_of(metrics, "grad_norm"),
-        "rollouts": sum(int(m.get("groups_drawn") or 0) for m in metrics) * _group_size(workdir),
+        "rollouts": _rollouts(metrics, workdir),
         "learned": sum(int(m.get("episodes") or 0) for m in metrics),
         "explained_variance": mean_of(metrics, "explained_variance"),
         "updates": sum(int(m.get("updates") or 0) for m in metrics),
@@ -65,8 +65,10 @@ def row_of(
     return row | _collection(workdir)
 
 
-def _group_size(workdir: Path) -> int:
-    return configs.from_json((workdir / "config.json").read_text()).spo.group_size
+def _rollouts(metrics: list[dict[str, Any]], workdir: Path) -> int:
+    """Episodes that SPO ran, kept or not. Runs from before that was logged always ran whole groups."""
+    size = configs.from_json((workdir / "config.json").read_text()).spo.group_size
+    return sum(int(m.get("episodes_run") or (m.get("groups_drawn") or 0) * size) for m in metrics)
 
 
 _STAGES_UP_TO = {
