@@ -205,6 +205,8 @@ def validate(config: ConfigDict) -> list[str]:
     one_of("precision", PRECISIONS)
     problems += runner.problems(config)
     one_of("encoder.task_embedding", ("id", "minilm", "clip", "file"))
+    one_of("encoder.norm", ("batch", "group"))
+    one_of("encoder.trunk", ("resnet", "small"))
     for key, value in flatten(config).items():
         if isinstance(value, int | float) and not isinstance(value, bool):
             need(math.isfinite(value), f"config.{key} must be a finite number; got {value}")

@@ -48,7 +48,7 @@ _BEFORE = {
 # As _BEFORE, of keys that came when runs and experiments were already told apart by their fingerprints: at these values
 # they are left out of it.
 _SINCE: dict[str, Any] = {f"{stage}.accumulate": 1 for stage in ("codebook", "imitation", "reference", "rsft")}
-_SINCE |= {"encoder.lowdim_together": False}
+_SINCE |= {"encoder.lowdim_together": False, "encoder.trunk": "resnet"}
 _SINCE |= {"spo.temperature": 0.0, "spo.probe": 0}
 _SINCE |= {"autoencoder.network": "transformer", "autoencoder.groups": 2, "autoencoder.hidden": 256}
 _BEFORE |= _SINCE

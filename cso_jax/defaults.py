@@ -91,6 +91,7 @@ def _common() -> ConfigDict:
     config.encoder = ConfigDict()
     config.encoder.task_embedding = "id"  # or of the task's sentence: "minilm", "clip", or "file" of vectors
     config.encoder.task_embedding_file = ""  # CLIP's weights, or the vectors
+    config.encoder.trunk = "resnet"  # the paper's; or "small", for small images on a CPU: networks/vision.py
     config.encoder.image_width = 256
     config.encoder.lowdim_width = 128
     config.encoder.lowdim_hidden = ()

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from cso_jax.networks.transformer import Linear, gelu
-from cso_jax.networks.vision import ImageEncoder, Norm
+from cso_jax.networks.vision import ImageEncoder, Norm, Trunk
 
 
 class LowdimEncoder(nn.Module):
@@ -51,6 +51,7 @@ class ObservationEncoder(nn.Module):
     task_in_lowdim: bool = False
     lowdim_together: bool = False
     norm: Norm = "batch"
+    trunk: Trunk = "resnet"
 
     @nn.compact
     def __call__(self, observation: Mapping[str, jax.Array], *, train: bool) -> jax.Array:
@@ -60,7 +61,9 @@ class ObservationEncoder(nn.Module):
         encoded = []
         for key, _ in self.images:
             pixels = observation[key].astype(jnp.float32) / 255.0
-            encoded.append(ImageEncoder(self.image_width, self.norm, name=f"image_{key}")(pixels, train=train))
+            encoded.append(
+                ImageEncoder(self.image_width, self.norm, self.trunk, name=f"image_{key}")(pixels, train=train)
+            )
         keys = [key for key, _ in self.lowdim]
         for group in [keys] if self.lowdim_together and keys else [[key] for key in keys]:
             read = [observation[key] for key in group]

@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from cso_jax.networks.observation import LowdimEncoder
 from cso_jax.networks.transformer import Linear
-from cso_jax.networks.vision import ImageEncoder, Norm
+from cso_jax.networks.vision import ImageEncoder, Norm, Trunk
 
 
 class InputTokens(nn.Module):
@@ -29,6 +29,7 @@ class InputTokens(nn.Module):
     image_width: int = 256
     lowdim_hidden: tuple[int, ...] = ()
     norm: Norm = "batch"
+    trunk: Trunk = "resnet"
 
     @nn.compact
     def __call__(self, observation: Mapping[str, jax.Array], *, train: bool) -> jax.Array:
@@ -36,7 +37,7 @@ class InputTokens(nn.Module):
         tokens = []
         for key, shape in self.images:
             frames = self._frames(observation[key], shape)
-            encoded = ImageEncoder(self.image_width, self.norm, name=f"image_{key}")(
+            encoded = ImageEncoder(self.image_width, self.norm, self.trunk, name=f"image_{key}")(
                 frames.astype(jnp.float32) / 255.0, train=train
             )
             tokens.append(Linear(self.width, name=f"from_{key}")(encoded))

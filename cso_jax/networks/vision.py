@@ -1,7 +1,7 @@
 """Image trunk of the policy: the first layers of a ResNet-18, spatial softmax, one Linear (paper section E.1).
 
 Images go in as float32 `[B, H, W, 3]` in [0, 1], channels last; H and W should be multiples of 8. The trunk (stem,
-layer1, layer2 of ResNet-18) shrinks them eightfold to 128 channels.
+layer1, layer2 of ResNet-18) shrinks them eightfold to 128 channels. A small one is there for CPUs.
 """
 
 from functools import partial, reduce
@@ -15,6 +15,7 @@ from flax import linen as nn
 from cso_jax.networks.transformer import Linear, torch_bias_init, torch_kernel_init
 
 Norm = Literal["batch", "group"]
+Trunk = Literal["resnet", "small"]
 
 # He initialisation by fan-out, torchvision's choice for ResNets.
 _resnet_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -63,11 +64,11 @@ def make_norm(norm: Norm, name: str) -> BatchNorm | GroupNorm:
     return BatchNorm(name=name) if norm == "batch" else GroupNorm(name=name)
 
 
-def _conv(features: int, size: int, stride: int, name: str) -> nn.Conv:
+def _conv(features: int, size: int, stride: int, name: str, *, bias: bool = False) -> nn.Conv:
     # Explicit padding: "SAME" pads strided convolutions differently from torch.
     padding = ((size // 2, size // 2),) * 2
     return nn.Conv(
-        features, (size, size), (stride, stride), padding, use_bias=False, kernel_init=_resnet_init, name=name
+        features, (size, size), (stride, stride), padding, use_bias=bias, kernel_init=_resnet_init, name=name
     )
 
 
@@ -120,6 +121,29 @@ class ResNetTrunk(nn.Module):
         return BasicBlock(128, 1, self.norm, name="block_4")(x, train=train)
 
 
+class SmallTrunk(nn.Module):
+    """Four convolutions for small images on a CPU: `[B, H, W, 3] -> [B, H/4, W/4, 32]`.
+
+    A twelfth of the time of `ResNetTrunk`. Without normalisation, so a batch has no say in any of its images.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        del train
+        chex.assert_shape(x, (None, None, None, 3))
+        x -= 0.5
+        for number, (features, size, stride) in enumerate(((16, 5, 2), (32, 3, 2), (32, 3, 1), (32, 3, 1))):
+            x = jax.nn.relu(_conv(features, size, stride, f"conv{number + 1}", bias=True)(x))
+        return x
+
+
+def make_trunk(trunk: Trunk, norm: Norm) -> ResNetTrunk | SmallTrunk:
+    """The trunk called `trunk`; the small one has no `norm`."""
+    if trunk not in ("resnet", "small"):
+        raise ValueError(f'trunk must be "resnet" or "small", got {trunk!r}')
+    return ResNetTrunk(norm, name="trunk") if trunk == "resnet" else SmallTrunk(name="trunk")
+
+
 def spatial_softmax(maps: jax.Array) -> jax.Array:
     """Expected image coordinates of each map: `[B, H, W, C] -> [B, 2C]`, all first coordinates, then all second.
 
@@ -155,9 +179,10 @@ class ImageEncoder(nn.Module):
 
     width: int = 256
     norm: Norm = "batch"
+    trunk: Trunk = "resnet"
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
-        maps = ResNetTrunk(self.norm, name="trunk")(images, train=train)
+        maps = make_trunk(self.trunk, self.norm)(images, train=train)
         maps = SpatialConv(self.width // 2, name="spatial_conv")(maps)
         return Linear(self.width, name="projection")(spatial_softmax(maps))

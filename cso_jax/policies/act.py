@@ -28,7 +28,7 @@ from cso_jax.envs.protocol import EnvSpec
 from cso_jax.networks.post_norm import DecoderLayer, EncoderLayer
 from cso_jax.networks.tokens import InputTokens, TaskToken
 from cso_jax.networks.transformer import Linear, positional_encoding
-from cso_jax.networks.vision import Norm
+from cso_jax.networks.vision import Norm, Trunk
 from cso_jax.policies.imitator import STAGES, Imitator, Inputs, bounds_of, problems_of_chunks
 from cso_jax.policies.interface import Rows, Sampling
 
@@ -88,6 +88,7 @@ def build(config: ConfigDict, spec: EnvSpec, num_tasks: int, embedding_dim: int 
         image_width=config.encoder.image_width,
         lowdim_hidden=tuple(config.encoder.lowdim_hidden),
         norm=config.encoder.norm,
+        trunk=config.encoder.trunk,
     )
     return Imitator(network, inputs, own.chunk_length, spec.action_dim)
 
@@ -128,13 +129,14 @@ class ACTNetwork(nn.Module):
     image_width: int = 256
     lowdim_hidden: tuple[int, ...] = ()
     norm: Norm = "batch"
+    trunk: Trunk = "resnet"
 
     def setup(self):
         sizes = (self.width, self.heads, self.feed_forward, self.dropout)
         inputs = self.inputs
         self.see = InputTokens(
             self.width, inputs.lowdim, inputs.images,
-            image_width=self.image_width, lowdim_hidden=self.lowdim_hidden, norm=self.norm,
+            image_width=self.image_width, lowdim_hidden=self.lowdim_hidden, norm=self.norm, trunk=self.trunk,
         )  # fmt: skip
         self.task = TaskToken(self.width, inputs.task_dim, inputs.task_kind)
         self.styling = [EncoderLayer(*sizes) for _ in range(self.style_layers)]

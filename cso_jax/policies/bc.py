@@ -24,7 +24,7 @@ from cso_jax.envs.protocol import EnvSpec
 from cso_jax.networks.apply import apply
 from cso_jax.networks.augment import augment
 from cso_jax.networks.transformer import Linear, gelu
-from cso_jax.networks.vision import ImageEncoder, Norm
+from cso_jax.networks.vision import ImageEncoder, Norm, Trunk
 from cso_jax.policies.interface import Decision, Loss, Rows, Sampling, Variables, Wants
 from cso_jax.policies.observations import fit_normaliser, identity_normaliser, normalise, placeholders
 from cso_jax.precision import exact
@@ -83,6 +83,7 @@ def of_section(
         action_dim=spec.action_dim,
         image_width=config.encoder.image_width,
         norm=config.encoder.norm,
+        trunk=config.encoder.trunk,
     )
     return BCPolicy(network, config.execution_horizon, config[section].later_weight, history)
 
@@ -103,6 +104,7 @@ class ChunkNetwork(nn.Module):
     action_dim: int
     image_width: int = 256
     norm: Norm = "batch"
+    trunk: Trunk = "resnet"
 
     @nn.compact
     def __call__(self, observation: Rows, *, train: bool) -> jax.Array:
@@ -113,7 +115,7 @@ class ChunkNetwork(nn.Module):
         seen.append(jax.nn.one_hot(task, self.task_dim) if self.task_kind == "id" else task)
         for key in self.images:
             pixels = observation[key].astype(jnp.float32) / 255.0
-            seen.append(ImageEncoder(self.image_width, self.norm, name=f"image_{key}")(pixels, train=train))
+            seen.append(ImageEncoder(self.image_width, self.norm, self.trunk, name=f"image_{key}")(pixels, train=train))
         x = jnp.concatenate(seen, axis=-1)
         for number, size in enumerate(self.hidden):
             x = gelu(Linear(size, name=f"hidden_{number}")(x))

@@ -30,7 +30,7 @@ from cso_jax.networks.apply import apply
 from cso_jax.networks.tokens import InputTokens, TaskToken
 from cso_jax.networks.transformer import Linear
 from cso_jax.networks.unet import UNet1D
-from cso_jax.networks.vision import Norm
+from cso_jax.networks.vision import Norm, Trunk
 from cso_jax.policies.imitator import STAGES, Imitator, Inputs, bounds_of, normal, problems_of_chunks
 from cso_jax.policies.interface import Rows, Sampling
 
@@ -86,6 +86,7 @@ def build(config: ConfigDict, spec: EnvSpec, num_tasks: int, embedding_dim: int 
         image_width=config.encoder.image_width,
         lowdim_hidden=tuple(config.encoder.lowdim_hidden),
         norm=config.encoder.norm,
+        trunk=config.encoder.trunk,
     )
     return Imitator(network, inputs, own.chunk_length, spec.action_dim, average_decay=own.average_decay)
 
@@ -134,12 +135,13 @@ class DiffusionNetwork(nn.Module):
     image_width: int = 256
     lowdim_hidden: tuple[int, ...] = ()
     norm: Norm = "batch"
+    trunk: Trunk = "resnet"
 
     def setup(self):
         inputs = self.inputs
         self.see = InputTokens(
             self.condition, inputs.lowdim, inputs.images,
-            image_width=self.image_width, lowdim_hidden=self.lowdim_hidden, norm=self.norm,
+            image_width=self.image_width, lowdim_hidden=self.lowdim_hidden, norm=self.norm, trunk=self.trunk,
         )  # fmt: skip
         self.seen = Linear(self.condition)
         self.task = TaskToken(self.condition, inputs.task_dim, inputs.task_kind)

@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from cso_jax.networks.tokens import InputTokens, TaskToken
 from cso_jax.networks.transformer import EncoderLayer, Linear, layer_norm
-from cso_jax.networks.vision import Norm
+from cso_jax.networks.vision import Norm, Trunk
 from cso_jax.policies.imitator import Inputs
 from cso_jax.policies.interface import Rows
 from cso_jax.policies.quest.prior import Sample, draw, entropy_of, log_prob_of
@@ -61,13 +61,15 @@ class HistoryEncoder(nn.Module):
     image_width: int
     lowdim_hidden: tuple[int, ...]
     norm: Norm
+    trunk: Trunk
 
     @nn.compact
     def __call__(self, observation: Rows, *, train: bool) -> jax.Array:
         inputs = self.inputs
         seen = InputTokens(
             self.width, inputs.lowdim, inputs.images, history=inputs.history,
-            image_width=self.image_width, lowdim_hidden=self.lowdim_hidden, norm=self.norm, name="see",
+            image_width=self.image_width, lowdim_hidden=self.lowdim_hidden, norm=self.norm, trunk=self.trunk,
+            name="see",
         )(observation, train=train)  # fmt: skip
         seen = Linear(self.width, name="seen")(seen.reshape(seen.shape[0], inputs.history, -1))
         task = TaskToken(self.width, inputs.task_dim, inputs.task_kind, name="task")(observation["task"])

@@ -299,7 +299,12 @@ def build(
     return ResidualSkillPolicy(
         autoencoder=ChunkAutoencoder(own.chunk_length, spec.action_dim, tuple(own.autoencoder_hidden), own.latent),
         encoder=HistoryEncoder(
-            inputs, own.width, config.encoder.image_width, tuple(config.encoder.lowdim_hidden), config.encoder.norm
+            inputs,
+            own.width,
+            config.encoder.image_width,
+            tuple(config.encoder.lowdim_hidden),
+            config.encoder.norm,
+            config.encoder.trunk,
         ),
         prior=CodePrior(
             books=own.books,

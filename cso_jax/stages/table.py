@@ -80,7 +80,8 @@ STAGES = {
         Stage(
             "reference", "behaviour cloning", reference.run_stage, reference.problems, lambda config: ("demos",),
             ("reference", "demos", "policy", "autoencoder.chunk_length", "encoder.task_embedding",
-             "encoder.image_width", "encoder.norm", "imitation.validation_fraction", "execution_horizon"),
+             "encoder.image_width", "encoder.norm", "encoder.trunk", "imitation.validation_fraction",
+             "execution_horizon"),
             ("checkpoints/reference",), {"reference": "Behaviour cloning"},
         ),
         Stage(

@@ -71,3 +71,19 @@ def test_group_norm_keeps_no_statistics_and_rows_apart(images):
 def test_unknown_norm_is_refused(images):
     with pytest.raises(ValueError, match="norm"):
         vision.ImageEncoder(norm="layer").init(jax.random.key(1), images, train=True)
+
+
+def test_the_small_trunk_sees_each_image_by_itself():
+    model = vision.ImageEncoder(width=32, trunk="small")
+    images = jax.random.uniform(jax.random.key(0), (3, 64, 64, 3))
+    variables = model.init(jax.random.key(1), images, train=True)
+    assert list(variables) == ["params"]
+    maps = vision.SmallTrunk().apply({"params": variables["params"]["trunk"]}, images, train=True)
+    assert maps.shape == (3, 16, 16, 32)
+    together = model.apply(variables, images, train=True)
+    assert together.shape == (3, 32)
+    alone = model.apply(variables, images[1:2], train=False)
+    np.testing.assert_allclose(alone[0], together[1], atol=1e-5)
+    assert np.abs(together[0] - together[1]).max() > 1e-3
+    with pytest.raises(ValueError, match='trunk must be "resnet" or "small"'):
+        vision.ImageEncoder(trunk="big").init(jax.random.key(1), images, train=True)

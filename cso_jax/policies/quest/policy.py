@@ -80,7 +80,6 @@ def problems(config: ConfigDict) -> list[str]:
     )  # fmt: skip
     return [
         *(message for fits, message in rules if not fits),
-        *value_rules.one_of("encoder.norm", config.encoder.norm, ("batch", "group")),
         *value_rules.one_of("autoencoder.network", autoencoder.network, ("transformer", "residual")),
         *value_rules.one_of("prior.head", prior.head, get_args(Head)),
     ]
@@ -102,6 +101,7 @@ def build(config: ConfigDict, spec: EnvSpec, num_tasks: int, embedding_dim: int 
         lowdim_width=config.encoder.lowdim_width,
         lowdim_hidden=tuple(config.encoder.lowdim_hidden),
         norm=config.encoder.norm,
+        trunk=config.encoder.trunk,
         task_in_lowdim=config.encoder.task_in_lowdim,
         lowdim_together=config.encoder.lowdim_together,
     )
