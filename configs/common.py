@@ -60,8 +60,10 @@ def guided(config):
 def from_small_images(config, *, size):
     """Cameras of `size` pixels a side."""
     config.env.image_size = size
+    config.encoder.trunk = "small"
     config.encoder.image_width = 128
     config.encoder.norm = "group"
+    config.prior.dropout = 0.0
     config.reference.steps = 1000  # the reference has a trunk of its own, most of its cost
     config.reference.batch_size = 64
 
@@ -111,19 +113,35 @@ def libero_from_states(config, suite):
     from_states(config, hidden=(512, 512))
     batches(config, 256)
     few_groups(config, 24)
-    guided(config)
-
+    on_libero(config)
     config.env.tasks = (suite,)
+    config.rollout.slots = 16
+
+    config.demos.per_task = 50
+
+    config.reference.steps = 4000
+    config.imitation.steps = 6000
+
+    config.rsft.successes_per_task = 40
+    config.rsft.max_rollouts_per_task = 60
+    config.rsft.steps = 500
+
+    config.spo.iterations = 4
+
+    config.evaluation.episodes_per_task = 20
+    config.report.videos = 2
+
+
+def on_libero(config):
+    """A guided prior on a coarse-to-fine codebook for LIBERO, on fast physics, from states or small images."""
+    guided(config)
     config.env.libero.joint_noise = 0.02
     config.env.libero.physics = "fast"
     # About the standard deviation of the demonstrations' actions: a codebook drops turns of the hand that are small.
     config.env.libero.spread = (0.4, 0.4, 0.5, 0.1, 0.1, 0.1, 1.0)
-    config.rollout.slots = 16
 
-    config.demos.per_task = 50
     config.demos.label = "expert"
 
-    config.reference.steps = 4000
     config.reference.later_weight = 0.1
 
     config.autoencoder.network = "residual"
@@ -136,17 +154,8 @@ def libero_from_states(config, suite):
     config.prior.guide = (512, 512, 512)
     config.prior.guide_decoded = 0.0
     config.prior.guide_sharpness = 4.0
-    config.imitation.steps = 6000
 
     config.sampling.temperature = 0.5
 
-    config.rsft.successes_per_task = 40
-    config.rsft.max_rollouts_per_task = 60
-    config.rsft.steps = 500
-
-    config.spo.iterations = 4
     config.spo.learning_rate = 5e-5
     config.spo.average = "episode_mean"
-
-    config.evaluation.episodes_per_task = 20
-    config.report.videos = 2

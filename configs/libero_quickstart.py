@@ -17,8 +17,9 @@ def get_config():
     config = defaults.libero()
     common.for_a_cpu(config)
     common.from_small_images(config, size=64)
-    common.batches(config, 32)
-    common.few_groups(config, 12)
+    common.batches(config, 64)
+    common.few_groups(config, 18)
+    common.on_libero(config)
 
     config.env.tasks = (
         "pick_up_the_alphabet_soup_and_place_it_in_the_basket",
@@ -31,18 +32,20 @@ def get_config():
     config.env.libero.proprio = "joints_ee"
     config.rollout.slots = 8
 
-    config.demos.per_task = 40
+    config.demos.per_task = 15
 
-    config.codebook.steps = 1500
-    config.imitation.steps = 1500
+    config.reference.steps = 2000
+    config.imitation.steps = 3000
 
-    config.rsft.successes_per_task = 20
+    config.encoder.lowdim_hidden = (256,)
+    config.encoder.task_in_lowdim = True
+
+    config.rsft.successes_per_task = 40
     config.rsft.max_rollouts_per_task = 60
-    config.rsft.steps = 200
-    config.rsft.learning_rate = 3e-4
+    config.rsft.steps = 300
 
-    config.spo.iterations = 3
-    config.spo.learning_rate = 1e-4
+    config.spo.iterations = 10
+    config.spo.probe = 3
 
     config.evaluation.episodes_per_task = 40
     config.report.videos = 3
