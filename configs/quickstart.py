@@ -25,7 +25,7 @@ def get_config():
     config.sampling.temperature = 0.5
     config.sampling.top_k = 0
     config.spo.temperature = 1.0
-    config.spo.iterations = 40
+    config.spo.iterations = 60
     config.spo.learning_rate = 5e-5
     # Most groups end alike: three episodes tell, and what that saves goes into more groups.
     config.spo.probe = 3
