@@ -105,11 +105,11 @@ def test_paper_scale_raises_what_is_smaller(tmp_path):
     _, cells, _ = plans("critic", tmp_path, "quickstart", "paper")
     assert cells
     for one in cells:
-        assert one.config.spo.iterations == 40  # the suite's
+        assert one.config.spo.iterations == 60  # the suite's
         assert (one.config.spo.groups, one.config.spo.group_size) == (150, 8)
         assert one.config.evaluation.episodes_per_task == 50
         assert one.config.rsft.max_rollouts_per_task >= 5 * one.config.rsft.successes_per_task == 1000
-        assert one.config.spo.learning_rate == 1e-4  # the suite's
+        assert one.config.spo.learning_rate == 5e-5  # the suite's
 
 
 def test_the_decomposition_of_the_base_policy_runs_alone(tmp_path):

@@ -51,6 +51,7 @@ SMOKE = {
     "rsft.max_rollouts_per_task": 2,
     "spo.iterations": 1,
     "spo.group_size": 2,
+    "spo.probe": 2,
     "spo.groups": 1,
     "spo.max_groups": 2,
     "spo.wave_groups": 2,
