@@ -29,6 +29,7 @@ from cso_jax.networks.augment import augment, mix_dimensions
 from cso_jax.networks.observation import ObservationEncoder
 from cso_jax.policies.interface import Decision, Loss, Rows, Sampling, Variables, Wants
 from cso_jax.policies.observations import fit_normaliser, identity_normaliser, normalise, placeholders
+from cso_jax.policies.quest import digit_codes
 from cso_jax.policies.quest.autoencoder import ActionAutoencoder
 from cso_jax.policies.quest.guide import Guide, draw_digits
 from cso_jax.policies.quest.prior import Head, Sample, SkillPrior, entropy_of, log_prob_of
@@ -307,19 +308,23 @@ class QuestPolicy:
         if self.guide is not None and "chunk" in batch:
             return Loss(self._guide_loss({**fixed, **trainable}, context, batch["chunk"], keys[2]), changed, {})
         variables = {**fixed, **trainable}
+        skill, by_digit = batch["skill"], self.prior.by_digit()
         logits = apply(
             self.prior,
             {"params": variables["prior"]},
             context,
-            batch["skill"],
-            self._digits(variables, context, batch["skill"]),
+            skill,
+            self._digits(variables, context, skill),
             deterministic=False,
+            by_digit=by_digit,
             rngs={"dropout": keys[2]},
         )
-        log_prob = jax.nn.log_softmax(logits.astype(jnp.float32))
-        chosen = jnp.take_along_axis(log_prob, batch["skill"][..., None], axis=-1)[..., 0]
-        accuracy = jnp.mean(jnp.argmax(logits, -1) == batch["skill"])
-        return Loss(objectives.imitation_nll(chosen), changed, {"token_accuracy": accuracy})
+        if by_digit:
+            log_prob = digit_codes.log_prob_of(logits, skill, self.prior.levels, temperature=1.0)
+            likeliest = digit_codes.likeliest(logits, self.prior.levels)
+        else:
+            log_prob, likeliest = log_prob_of(logits, skill), jnp.argmax(logits, -1)
+        return Loss(objectives.imitation_nll(log_prob), changed, {"token_accuracy": jnp.mean(likeliest == skill)})
 
     def held_out_loss(self, variables: Variables, batch: Rows) -> jax.Array:
         """The same without dropout, augmentation or update: for validation."""
@@ -411,8 +416,16 @@ class QuestPolicy:
         `support` `[B, K, top_k]` is the recorded top-k set; the distribution is renormalised over it, as when sampling.
         """
         chex.assert_rank([context, skills], [3, 2])
-        digits = self._digits(variables, context, skills)
-        logits = apply(self.prior, {"params": variables["prior"]}, context, skills, digits, deterministic=True)
+        digits, by_digit = self._digits(variables, context, skills), self.prior.by_digit(support)
+        logits = apply(
+            self.prior, {"params": variables["prior"]}, context, skills, digits, deterministic=True, by_digit=by_digit
+        )
+        if by_digit:
+            levels = self.prior.levels
+            return (
+                digit_codes.log_prob_of(logits, skills, levels, temperature=temperature),
+                digit_codes.entropy_of(logits, levels, temperature=temperature),
+            )
         return (
             log_prob_of(logits, skills, temperature=temperature, support=support),
             entropy_of(logits, temperature=temperature, support=support),

@@ -2,7 +2,8 @@
 
 The behaviour policy is the policy in the ratio: temperature and top-k change what is sampled, so they belong to the
 distribution whose log-probabilities are stored at rollout and recomputed at the update. `log_prob_of` and
-`entropy_of` are the only definition of it, called by the sampler and by the learner.
+`entropy_of` are the only definition of it, called by the sampler and by the learner; where digits are independent
+(`SkillPrior.by_digit`), those of `digit_codes`.
 
 Letters: B batch, C context tokens, K skill tokens, V vocabulary, D width, k top-k.
 """
@@ -27,6 +28,8 @@ from cso_jax.networks.transformer import (
     layer_norm,
     positional_encoding,
 )
+from cso_jax.policies.quest import digit_codes
+from cso_jax.policies.quest.digit_codes import is_greedy
 
 Head = Literal["flat", "digits", "both"]
 
@@ -51,7 +54,7 @@ def log_prob_of(
     """
     _check_shapes(logits, tokens, support)
     tokens = tokens.astype(jnp.int32)
-    if _is_greedy(temperature):
+    if is_greedy(temperature):
         log_prob = jnp.where(tokens == jnp.argmax(logits, axis=-1), 0.0, -jnp.inf)
         return jnp.where(jnp.isnan(logits).any(axis=-1), jnp.nan, log_prob).astype(jnp.float32)
     log_probs = _log_softmax(logits, temperature, support)
@@ -67,7 +70,7 @@ def entropy_of(
 ) -> jax.Array:
     """Entropy in nats `[..., K]` of the distributions that `log_prob_of` describes."""
     _check_shapes(logits, None, support)
-    if _is_greedy(temperature):
+    if is_greedy(temperature):
         return jnp.zeros(logits.shape[:-1], jnp.float32)
     log_probs = _log_softmax(logits, temperature, support)
     # An impossible token adds nothing (0 log 0 = 0), neither here nor to the gradient.
@@ -83,7 +86,7 @@ def draw(
     """
     chex.assert_rank(logits, 2)
     support = jax.lax.top_k(logits, top_k)[1].astype(jnp.int32) if top_k else None
-    if _is_greedy(temperature):
+    if is_greedy(temperature):
         return jnp.argmax(logits, axis=-1).astype(jnp.int32), support
     choice = jax.vmap(jax.random.categorical)(keys, _log_softmax(logits, temperature, support)).astype(jnp.int32)
     if support is None:
@@ -125,6 +128,10 @@ class SkillPrior(nn.Module):
         """V, the number of codes."""
         return fsq.codebook_size(self.levels)
 
+    def by_digit(self, support: jax.Array | None = None, *, top_k: int = 0) -> bool:
+        """Whether tokens that are drawn so have independent digits: `digit_codes` does with the digits' logits then."""
+        return self.head == "digits" and support is None and not top_k
+
     def setup(self):
         if self.head not in get_args(Head):
             raise ValueError(f"head must be one of {', '.join(get_args(Head))}; got {self.head!r}")
@@ -145,12 +152,19 @@ class SkillPrior(nn.Module):
         self.input_dropout = Dropout(self.dropout)
 
     def __call__(
-        self, context: jax.Array, tokens: jax.Array, guide: jax.Array | None = None, *, deterministic: bool = True
+        self,
+        context: jax.Array,
+        tokens: jax.Array,
+        guide: jax.Array | None = None,
+        *,
+        deterministic: bool = True,
+        by_digit: bool = False,
     ) -> jax.Array:
         """Teacher forcing: `context [B, C, D]` and the skill `tokens [B, K]` to logits `[B, K, V]` for those tokens.
 
         The last token only serves as a target. `guide [B, K, len(levels)]` are each token's digits of the regressed
-        chunk, after the tokens before it. Needs a "dropout" rng when not deterministic.
+        chunk, after the tokens before it. Needs a "dropout" rng when not deterministic. With `by_digit` the logits are
+        the digits', `[B, K, sum(levels)]`.
         """
         chex.assert_shape(context, (None, None, self.width))
         chex.assert_shape(tokens, (context.shape[0], self.tokens))
@@ -162,7 +176,7 @@ class SkillPrior(nn.Module):
         x = self.input_dropout(x, deterministic=deterministic)
         for block in self.blocks:
             x = block(x, causal=True, deterministic=deterministic)
-        return self._logits(self.lnf(x[:, context.shape[1] :]), guide)
+        return self._logits(self.lnf(x[:, context.shape[1] :]), guide, by_digit)
 
     def sample(
         self,
@@ -188,6 +202,7 @@ class SkillPrior(nn.Module):
             raise ValueError(f"top_k must lie in 0..{self.vocabulary}, got {top_k}")
         model, variables = self.unbind()  # lax.scan must not run bound flax methods
         positions = positional_encoding(self.tokens, self.width)
+        by_digit = self.by_digit(top_k=top_k)
 
         def step(carry, t):
             previous, so_far, caches = carry
@@ -198,12 +213,18 @@ class SkillPrior(nn.Module):
                 caches,
                 context.shape[1] + t,
                 guide if guide is None else guide(so_far)[:, t],
+                by_digit,
                 method="_next_logits",
             )
             step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, t)
-            token, support = draw(logits, step_keys, temperature=temperature, top_k=top_k)
-            log_prob = log_prob_of(logits, token, temperature=temperature, support=support)
-            entropy = entropy_of(logits, temperature=temperature, support=support)
+            if by_digit:
+                token, support = digit_codes.draw(logits, step_keys, self.levels, temperature=temperature), None
+                log_prob = digit_codes.log_prob_of(logits, token, self.levels, temperature=temperature)
+                entropy = digit_codes.entropy_of(logits, self.levels, temperature=temperature)
+            else:
+                token, support = draw(logits, step_keys, temperature=temperature, top_k=top_k)
+                log_prob = log_prob_of(logits, token, temperature=temperature, support=support)
+                entropy = entropy_of(logits, temperature=temperature, support=support)
             return (token, so_far.at[:, t].set(token), caches), (token, log_prob, support, entropy)
 
         start = jnp.full((batch,), self.vocabulary, jnp.int32)
@@ -221,7 +242,9 @@ class SkillPrior(nn.Module):
             caches.append(cache)
         return caches
 
-    def _next_logits(self, previous, position, caches, slot, guide=None) -> tuple[jax.Array, list[KeyValueCache]]:
+    def _next_logits(
+        self, previous, position, caches, slot, guide=None, by_digit=False
+    ) -> tuple[jax.Array, list[KeyValueCache]]:
         """Logits `[B, V]` of the token after `previous [B]`, whose place in the whole sequence is `slot`.
 
         `guide [B, len(levels)]` are this token's rows, where there is a guide.
@@ -231,7 +254,7 @@ class SkillPrior(nn.Module):
         for block, cache in zip(self.blocks, caches, strict=True):
             x, cache = block.extend(x, cache, slot)
             updated.append(cache)
-        return self._logits(self.lnf(x[:, 0]), guide), updated
+        return self._logits(self.lnf(x[:, 0]), guide, by_digit), updated
 
     def _output(self, size: int, name: str) -> nn.Module:
         return Linear(size, zero_bias=self.guided, zero_kernel=self.guided, name=name)
@@ -251,8 +274,11 @@ class SkillPrior(nn.Module):
             total = total + jnp.where((tokens == self.vocabulary)[..., None], self.start_emb, digits)
         return total
 
-    def _logits(self, hidden: jax.Array, guide: jax.Array | None) -> jax.Array:
-        """Logits `[..., V]` of hidden states `[..., D]`, of the tokens that rows of the guide belong to."""
+    def _logits(self, hidden: jax.Array, guide: jax.Array | None, by_digit: bool = False) -> jax.Array:
+        """Logits `[..., V]` of hidden states `[..., D]`, of the tokens that rows of the guide belong to.
+
+        With `by_digit` those of the digits `[..., sum(levels)]`, level by level.
+        """
         flat = self.code_head(hidden) if self.head != "digits" else jnp.zeros((), jnp.float32)
         if self.head == "flat" and guide is None:
             return flat
@@ -265,8 +291,11 @@ class SkillPrior(nn.Module):
                 logits - sharpness[..., i, None] * (jnp.arange(level) - guide[..., i, None]) ** 2
                 for i, (logits, level) in enumerate(zip(by_level, self.levels, strict=True))
             ]
+        of_digits = jnp.concatenate(by_level, axis=-1)
+        if by_digit:
+            return of_digits
         # One product: sums that are broadcast to V would be computed anew by everything that reads the logits.
-        return flat + jnp.concatenate(by_level, axis=-1) @ jnp.asarray(_codes_of_digits(self.levels))
+        return flat + of_digits @ jnp.asarray(_codes_of_digits(self.levels))
 
 
 def _codes_of_digits(levels: tuple[int, ...]) -> np.ndarray:
@@ -275,10 +304,6 @@ def _codes_of_digits(levels: tuple[int, ...]) -> np.ndarray:
     return np.concatenate(
         [np.eye(level, dtype=np.float32)[:, digit] for level, digit in zip(levels, digits, strict=True)]
     )
-
-
-def _is_greedy(temperature: float | jax.Array) -> bool:
-    return not isinstance(temperature, jax.core.Tracer) and bool(temperature == 0)
 
 
 def _log_softmax(logits: jax.Array, temperature: float | jax.Array, support: jax.Array | None) -> jax.Array:
