@@ -2,10 +2,10 @@
 
     python -m cso_jax.main --config=configs/libero_quickstart.py --workdir=runs/libero_quickstart
 
-Evaluation starts from the benchmark's initial states, R-SFT and SPO from fresh placements. Seed 0, n = 120 per stage,
-95 % intervals: imitation 16.7 % [11.1, 24.3], R-SFT 24.2 % [17.4, 32.6], SPO 30.0 % [22.5, 38.7]. 84 minutes on two
-CPU cores that up to ten other processes shared; alone it has not been timed. The training is cut to that time:
-imitation is far from converged, and R-SFT has at most 60 rollouts per task.
+Evaluation starts from the benchmark's initial states, R-SFT and SPO from fresh placements. Seed 11, n = 120 per stage,
+95 % intervals: imitation 98.3 % [94.1, 99.5], R-SFT 97.5 % [92.9, 99.1], SPO 99.2 % [95.4, 99.9]; behaviour cloning on
+the same demonstrations 100.0 % [96.9, 100.0], its chunks through the codebook 89.2 % [82.3, 93.6]. 55 minutes on one
+CPU core beside other jobs.
 """
 
 from cso_jax import defaults

@@ -2,8 +2,7 @@
 
     python -m cso_jax.main --config=configs/quickstart_pixels.py --workdir=runs/quickstart_pixels
 
-Meant for a GPU, where it has not been run yet; on a CPU it has been run at `--config.scale=smoke` only, so what success
-it reaches is not known. Its time on a CPU has not been measured.
+It has been run at `--config.scale=smoke` only: what success it reaches, and in which time, is not known.
 """
 
 from cso_jax import defaults
