@@ -99,9 +99,9 @@ def collect_groups(
     With `probe` that many episodes of each group run first, and a group whose first ones all end alike ends there
     (0: all run). Nothing but outcomes decides that, so no gradient is bent by it: whatever the outcomes r of a group
     are, k successes of N from a state where success has probability p, the expectation of sum_i (r_i - mean r) grad
-    log pi(episode i) is grad p times k (N - k) / (N p (1 - p)), for outcomes alone say nothing of an episode beyond
-    its own. Groups that go on count as before; of the others those are missing that would have been mixed later, from
-    states that are nearly mastered or nearly hopeless.
+    log pi(episode i) at the policy that acted is grad p times k (N - k) / (N p (1 - p)), for outcomes alone say nothing
+    of an episode beyond its own. Groups that go on count as before; of the others those are missing that would have
+    been mixed later, from states that are nearly mastered or nearly hopeless.
 
     Raises ValueError for counts that cannot work, TypeError for an evaluation state.
     """
