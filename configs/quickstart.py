@@ -4,7 +4,8 @@
 
 Eight clean demonstrations per task. Success on held-out initial states, seeds 4 to 8 pooled (n = 1,250 per number, 95 %
 intervals): behaviour cloning 79.0 % [76.6, 81.1], its chunks through the codebook 79.5 % [77.2, 81.7], imitation
-77.6 % [75.2, 79.8], R-SFT 79.8 % [77.5, 82.0], SPO 95.4 % [94.0, 96.4]. Five and a half minutes on two idle CPU cores.
+77.6 % [75.2, 79.8], R-SFT 79.8 % [77.5, 82.0], SPO 95.4 % [94.0, 96.4]. Five and a half to six and
+a half minutes on two idle CPU cores.
 
 The networks are small, the learning rates large, the codebook codes coarse to fine and the prior is guided, which the
 paper's are not: docs/base_policy.md.
